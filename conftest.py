@@ -1,0 +1,3 @@
+"""What the project's own test suites share."""
+
+pytest_plugins = ["pytester"]

@@ -1,0 +1,39 @@
+"""What all tests share: nothing that the suite starts may outlive it."""
+
+from __future__ import annotations
+
+import os
+import secrets
+from collections.abc import Iterator
+
+import psutil
+import pytest
+
+_SUITE = "PYTEST_IPCLUSTER_SUITE"
+
+
+def _of_this_suite(mark: str) -> list[psutil.Process]:
+    found = []
+    for process in psutil.process_iter():
+        try:
+            if process.pid != os.getpid() and process.environ().get(_SUITE) == mark:
+                found.append(process)
+        except (psutil.Error, OSError):
+            continue
+    return [process for process in found if process.is_running() and process.status() != psutil.STATUS_ZOMBIE]
+
+
+@pytest.fixture(scope="session", autouse=True)
+def nothing_outlives_the_suite() -> Iterator[None]:
+    """Mark every process that a test starts, and fail the run when one of them is still there at the end."""
+    outer, mark = os.environ.get(_SUITE), secrets.token_hex(8)
+    os.environ[_SUITE] = mark
+    yield
+    if outer is None:
+        del os.environ[_SUITE]
+    else:
+        os.environ[_SUITE] = outer
+    left = {process: " ".join(process.cmdline())[:120] for process in _of_this_suite(mark)}
+    for process in left:
+        process.kill()
+    assert not left, "\n".join(f"{process.pid}: {command}" for process, command in left.items())
