@@ -1,0 +1,83 @@
+"""What an engine runs at start: its heart, and a card that says which process it is.
+
+This is an IPython extension. It reads the section ``HeartAgent`` of the engine's configuration:
+
+``ping``, ``pong``
+    The two addresses of the heart monitor. Without both of them no heart is started.
+``cards``
+    The folder that takes this engine's card, ``<ident>.json``. Without it no card is written.
+``importable``
+    Folders that code on the engine may import from; they are added at the end of ``sys.path``.
+
+Needs IPython's engine around it and pyzmq; nothing here imports pytest or touches the user's namespace.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+import sys
+import tempfile
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+from pytest_ipcluster.hearts.heart import Heart
+
+__all__ = ["load_ipython_extension", "unload_ipython_extension"]
+
+# Hearts by engine ident: the reference keeps them alive, the key keeps a reloaded extension from starting a
+# second one.
+_beating: dict[str, Heart] = {}
+
+
+def load_ipython_extension(ip: Any) -> None:
+    """Make folders importable, start the heart, then hand in the card: a card means that the heart was started."""
+    settings = ip.config.HeartAgent
+    _make_importable(settings.get("importable", ()))
+    if settings.get("ping") and settings.get("pong"):
+        _start_heart(ip.kernel.ident, str(settings["ping"]), str(settings["pong"]))
+    if settings.get("cards"):
+        _write_card(Path(settings["cards"]), _describe(ip.kernel))
+
+
+def unload_ipython_extension(ip: Any) -> None:
+    """Stop this engine's heart, if it has one."""
+    heart = _beating.pop(ip.kernel.ident, None)
+    if heart is not None:
+        heart.stop()
+
+
+def _make_importable(folders: Iterable[str]) -> None:
+    sys.path.extend(folder for folder in dict.fromkeys(map(str, folders)) if folder not in sys.path)
+
+
+def _start_heart(ident: str, ping: str, pong: str) -> None:
+    if ident not in _beating:
+        _beating[ident] = Heart(ping, pong, heart_id=ident)
+        _beating[ident].start()
+
+
+def _describe(kernel: Any) -> dict[str, object]:
+    """Return what the card says; ``nanny`` is the pid of the engine's nanny, or None when it has none."""
+    nanny = getattr(kernel.parent, "nanny_pipe", None)
+    return {
+        "ident": kernel.ident,
+        "id": kernel.engine_id,
+        "pid": os.getpid(),
+        "nanny": getattr(nanny, "pid", None),
+        "host": socket.gethostname(),
+    }
+
+
+def _write_card(folder: Path, card: Mapping[str, object]) -> None:
+    """Write the card so that a reader finds it whole or not at all, and only its owner can read it."""
+    descriptor, unfinished = tempfile.mkstemp(dir=folder, suffix=".tmp")
+    try:
+        with os.fdopen(descriptor, "w", encoding="utf-8") as file:
+            json.dump(card, file)
+        os.replace(unfinished, folder / f"{card['ident']}.json")
+    except BaseException:
+        Path(unfinished).unlink(missing_ok=True)
+        raise
