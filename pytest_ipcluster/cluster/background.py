@@ -1,0 +1,296 @@
+"""Run ipcluster in the background, know its engines, and leave nothing behind when it stops."""
+
+from __future__ import annotations
+
+import atexit
+import contextlib
+import subprocess
+import sys
+from types import TracebackType
+from typing import TYPE_CHECKING, Any
+
+from traitlets import Bool, Instance, Int, List, Unicode, default
+from traitlets.config import Config, SingletonConfigurable
+
+from pytest_ipcluster.cluster.diagnosis import tail
+from pytest_ipcluster.cluster.engines import Engine
+from pytest_ipcluster.cluster.files import ClusterFiles, profile_folder
+from pytest_ipcluster.cluster.profile import (
+    EngineSetup,
+    RunFolder,
+    child_environment,
+    named_profile_arguments,
+    write_profile,
+)
+from pytest_ipcluster.cluster.runtime import Runtime
+from pytest_ipcluster.cluster.slots import Repair, Slots
+from pytest_ipcluster.errors import ClusterError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    import psutil
+    from ipyparallel import Client
+
+__all__ = ["BackgroundCluster"]
+
+
+class BackgroundCluster(SingletonConfigurable):
+    """A real ipcluster in the background, stopped at the latest when the interpreter exits.
+
+    ::
+
+        with BackgroundCluster(n=4, private=True) as cluster:
+            pids = cluster.client()[:].apply_sync(os.getpid)
+
+    Every name on the page of IPython's old ``BackgroundCluster`` is here. New are ``private``, ``launcher``,
+    ``cluster_config``, ``engine_setup``, ``wait_for_engines``, ``engines``, ``client``, ``connection_file``,
+    ``log``, ``restore``, and the context manager.
+    """
+
+    #: On the old page, where SingletonConfigurable had it; no use is known.
+    created = None
+
+    n = Int(2, min=1, config=True, help="The number of engines to start.")
+    profile = Unicode(
+        config=True,
+        help="The IPython profile to use. Default: that of the current IPython application, else 'default'.",
+    )
+    extra_args = List(
+        Unicode(),
+        config=True,
+        help="More arguments for `ipcluster start`, such as '--log-level=DEBUG'. They come last.",
+    )
+    ipcluster_cmd = List(Unicode(), config=True, help="The Popen list that runs ipcluster, without its arguments.")
+    silent = Bool(False, config=True, help="Whether msg() stays silent.")
+    private = Bool(
+        False,
+        config=True,
+        help="Whether to use a private, temporary profile with our faster defaults instead of `profile`.",
+    )
+    launcher = Unicode(
+        config=True,
+        help="The engine launcher, as in `ipcluster start --engines=NAME`; empty for its default.",
+    )
+    cluster_config = Instance(
+        Config,
+        args=(),
+        help="Configuration of a private profile's controller and engines: plain values only.",
+    )
+    engine_setup = Instance(EngineSetup, args=(), help="What each engine is told at its start.")
+
+    def __init__(self, *, folder: RunFolder | None = None, **kwargs: Any) -> None:
+        """Traits are given by name. A ``folder`` that is given is used and left for the caller to remove."""
+        super().__init__(**kwargs)
+        self._given_folder = folder
+        self._folder: RunFolder | None = None
+        self._files: ClusterFiles | None = None
+        self._named_arguments: list[str] = []
+        self._runtime: Runtime | None = None
+        self._process: subprocess.Popen[bytes] | None = None
+        self._slots: Slots | None = None
+
+    @default("profile")
+    def _current_profile(self) -> str:
+        # An application can only exist if its module was imported; importing it to ask would cost half a
+        # second.
+        module = sys.modules.get("IPython.core.application")
+        application = getattr(module, "BaseIPythonApplication", None)
+        if application is None or not application.initialized():
+            return "default"
+        # A foreign singleton raises MultipleInstanceError, an application without profiles AttributeError.
+        with contextlib.suppress(Exception):
+            return str(application.instance().profile)
+        return "default"
+
+    @default("ipcluster_cmd")
+    def _ipcluster_of_this_python(self) -> list[str]:
+        return [sys.executable, "-m", "ipyparallel.cluster"]
+
+    def __enter__(self) -> BackgroundCluster:
+        self.start()
+        try:
+            self.wait_for_engines()
+        except BaseException:
+            self.stop()
+            raise
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None) -> None:
+        self.stop()
+
+    # -- the process -------------------------------------------------------------------------------
+
+    @property
+    def command(self) -> list[str]:
+        """The Popen command list for starting ipcluster. It ends in ``extra_args``."""
+        where = [f"--profile={self.profile}"]
+        if self.private:
+            where = [f"--profile-dir={self._files.profile if self._files else '(private)'}"]
+            where += [f"--cluster-id={self._files.cluster_id}"] if self._files else []
+        launcher = [f"--engines={self.launcher}"] if self.launcher else []
+        return [
+            *self.ipcluster_cmd,
+            "start",
+            *where,
+            f"--n={self.n}",
+            *launcher,
+            *self._named_arguments,
+            *self.extra_args,
+        ]
+
+    @property
+    def process(self) -> subprocess.Popen[bytes] | None:
+        """The Popen object of ipcluster; None before the first start."""
+        return self._process
+
+    @property
+    def returncode(self) -> int | None:
+        """The exit code of ipcluster; None while it runs and before it was started. 0 is not always a success."""
+        return None if self.process is None else self.process.returncode
+
+    def poll(self) -> int | None:
+        """Look whether ipcluster has ended: its exit code, or None while it runs and before it was started."""
+        return None if self.process is None else self.process.poll()
+
+    def msg(self, message: str) -> None:
+        """Print a message for the user, unless ``silent``."""
+        if not self.silent:
+            print(message)  # noqa: T201 - printing is what this is for
+
+    def log(self) -> str:
+        """Return what ipcluster wrote so far; it repeats what the controller and the engines log."""
+        return tail(self._folder.output, sys.maxsize) if self._folder else ""
+
+    # -- start and stop ----------------------------------------------------------------------------
+
+    def start(self, n: int | None = None, check_after: float = 2) -> None:
+        """Start ipcluster with ``n`` engines and return as soon as its controller answers.
+
+        When it has not answered after ``check_after`` seconds but everything is alive, return as well:
+        ``wait_for_engines`` waits for the rest. Raises :class:`ClusterStartError` as soon as ipcluster or its
+        controller ends, and ClusterError when the cluster runs already. After any exception, KeyboardInterrupt
+        included, nothing is left running.
+        """
+        if self._slots is not None:
+            raise ClusterError("the cluster runs already: stop it first")
+        if n is not None:
+            self.n = n
+        atexit.register(self.stop)
+        try:
+            self._launch()
+            self._running().wait_for_controller(check_after)
+        except BaseException:
+            self.stop(kill_after=1)
+            raise
+
+    def _launch(self) -> None:
+        folder = self._folder = self._given_folder or RunFolder()
+        arguments: list[str] = []
+        if self.private:
+            self._files = ClusterFiles(folder.profile, folder.cluster_id)
+            write_profile(folder.profile, self.engine_setup, folder.cards, self.cluster_config)
+        else:
+            self._files = ClusterFiles(profile_folder(self.profile), _cluster_id(self.extra_args, folder.cluster_id))
+            self._named_arguments, arguments = named_profile_arguments(folder, self.engine_setup, self.extra_args)
+        self._runtime = Runtime(self.command, folder, self._files, child_environment(folder, private=self.private))
+        self._slots = Slots(self._runtime, arguments)
+        self.msg(f"Starting ipcluster: {' '.join(self.command)}")
+        self._runtime.launch()
+        self._process = self._runtime.process
+
+    def wait_for_engines(self, n: int | None = None, timeout: float = 60) -> None:
+        """Wait until ``n`` engines (default: all) are registered in slots 0..n-1, at most ``timeout`` seconds.
+
+        Raises :class:`ClusterStartError` as soon as that cannot happen any more, because a process that it
+        takes has ended.
+        """
+        wanted = self.n if n is None else n
+        if not self._running().wait_for_controller(timeout):
+            raise self._running().not_ready(timeout)
+        self.slots.wait_for(wanted, timeout)
+
+    def stop(self, kill_after: float = 5) -> None:
+        """Stop the cluster within ``kill_after`` seconds: engines first, then ipcluster by an interrupt; kill the rest.
+
+        Returns when every process of the cluster is gone, however it was started and whatever state it is in. A
+        second call does nothing.
+        """
+        if self._slots is not None and self._runtime is not None:
+            self.msg("Stopping ipcluster")
+            engines = self._slots.engines()
+            try:
+                for engine in engines:
+                    self._slots.leaving(engine.heart)
+            finally:
+                self._runtime.stop([engine.process for engine in engines], kill_after=kill_after)
+        atexit.unregister(self.stop)
+        self._slots, self._named_arguments, self._files = None, [], None
+        if self._folder is not None and self._given_folder is None:
+            self._folder.remove()
+
+    def _running(self) -> Runtime:
+        if self._runtime is None or self._slots is None:
+            raise ClusterError("the cluster is not running: start it first")
+        return self._runtime
+
+    # -- using it ----------------------------------------------------------------------------------
+
+    @property
+    def slots(self) -> Slots:
+        """The keeper of the engines: readiness and repair. Raises ClusterError when the cluster is not running."""
+        self._running()
+        assert self._slots is not None
+        return self._slots
+
+    @property
+    def folder(self) -> RunFolder:
+        """The private folder of the running cluster. Raises ClusterError when it is not running."""
+        return self._running().folder
+
+    @property
+    def cluster_id(self) -> str:
+        """The id in the names of the cluster's files. Raises ClusterError when it is not running."""
+        return self._running().files.cluster_id
+
+    @property
+    def engines(self) -> tuple[Engine, ...]:
+        """The engines by slot, as of the last ``wait_for_engines`` or ``restore``."""
+        return self.slots.engines()
+
+    def restore(self, n: int | None = None, timeout: float = 60) -> list[Repair]:
+        """Make slots 0..n-1 hold one usable engine each under the ids 0..n-1; return what had to be done.
+
+        A different ``n`` grows or shrinks the cluster. Raises :class:`RepairError` when that fails.
+        """
+        repairs = self.slots.restore(self.n if n is None else n, timeout)
+        self.n = self.n if n is None else n
+        return repairs
+
+    def replace(self, slots: Iterable[int], timeout: float = 60) -> list[Repair]:
+        """Put new engines into these slots, whatever the old ones do. Raises :class:`RepairError` when that fails."""
+        return self.slots.replace(slots, timeout)
+
+    def owns(self, process: psutil.Process) -> bool:
+        """Tell whether this process was started for this cluster: the very process, not another one with its pid."""
+        return self._running().owns(process)
+
+    @property
+    def connection_file(self) -> str:
+        """The path of the file with which clients connect: ``ipyparallel.Client(cluster.connection_file)``."""
+        return str(self._running().files.client_file)
+
+    def client(self, **kwargs: Any) -> Client:
+        """Return a new ``ipyparallel.Client`` that is connected to this cluster; closing it is the caller's."""
+        from ipyparallel import Client
+
+        # A client asks for IPython's folder even when it needs nothing from there, and so creates the user's.
+        if self.private:
+            kwargs.setdefault("ipython_dir", str(self.folder.ipython))
+        return Client(self.connection_file, **kwargs)
+
+
+def _cluster_id(arguments: list[str], otherwise: str) -> str:
+    """Return the cluster id that the user's own arguments give."""
+    given = [argument.split("=", 1)[1] for argument in arguments if argument.startswith("--cluster-id=")]
+    return given[-1] if given else otherwise

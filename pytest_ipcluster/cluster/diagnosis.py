@@ -1,0 +1,72 @@
+"""Reading a cluster's logs: what went wrong, in the words of whoever noticed it, and what to try."""
+
+from __future__ import annotations
+
+import re
+import sys
+from pathlib import Path
+
+__all__ = ["advice", "engines_lost", "port_is_taken", "reason", "tail"]
+
+#: How many of the last lines of a log an error shows.
+_TAIL = 25
+
+_PORT_TAKEN = "Address already in use"
+
+#: Signs in a log, and what to try then. The first that is found decides.
+_ADVICE = {
+    _PORT_TAKEN: "let the system choose the ports (give none), or free the one that is taken",
+    "Cluster is already running": "another cluster runs in this profile: stop it, or add --cluster-id=NAME",
+    "No module named": "install the missing module where the cluster runs, or correct the import",
+    "No such file or directory": "install what is missing, or correct the command that the launcher was given",
+    ": error: ": "correct the arguments; ipcluster start --help-all and ipcontroller --help-all list them",
+    "Bad config": "correct the value; ipcluster start --help-all and ipcontroller --help-all tell the types",
+}
+
+#: What ipcluster writes when it has lost its engines, or could not start them, and goes on without.
+_ENGINELESS = {
+    r"\[IPClusterStart\].*engine set stopped": "all engines have ended",
+    r"IPClusterStart\.start_cluster\(\).*exception=": "ipcluster could not start the engines",
+}
+
+#: The controller's note of each of our own questions, of which a waiting start asks many.
+_OUR_QUESTIONS = re.compile(r"client::client .*(requested 'connection_request'|connected)$")
+
+#: The end of a traceback, or a parser's complaint about its arguments.
+_COMPLAINT = re.compile(
+    r"^(?:\w+\.)*\w*(?:Error|Exception|Exit)\b: .*$|(?<=: error: ).*$|(?<=Bad config encountered ).*$", re.MULTILINE
+)
+
+
+def tail(log: Path | None, lines: int = _TAIL) -> str:
+    """Return the last lines of a log; empty when there is none."""
+    try:
+        text = log.read_text(errors="replace") if log else ""
+    except OSError:
+        return ""
+    return "\n".join([line for line in text.splitlines() if not _OUR_QUESTIONS.search(line)][-lines:])
+
+
+def reason(text: str) -> str:
+    """Return the last complaint in a log; empty when there is none."""
+    found = _COMPLAINT.findall(text)
+    return found[-1].strip() if found else ""
+
+
+def advice(text: str, otherwise: str) -> str:
+    """Return what to try when this stands in the log, ``otherwise`` when it tells nothing."""
+    return next((what for sign, what in _ADVICE.items() if sign in text), otherwise)
+
+
+def port_is_taken(log: Path | None) -> bool:
+    """Tell whether a part of the controller could not bind its port.
+
+    Some of these parts then end, and may be reaped before anybody looks; some live on without the port.
+    """
+    return _PORT_TAKEN in tail(log, sys.maxsize)
+
+
+def engines_lost(output: Path) -> str:
+    """Say what ipcluster's own output tells about engines that its file does not name; empty when it is nothing bad."""
+    text = tail(output, sys.maxsize)
+    return next((what for sign, what in _ENGINELESS.items() if re.search(sign, text)), "")

@@ -1,0 +1,92 @@
+"""The engines of a cluster by slot: an engine's stable place 0..n-1, whichever process fills it at the moment."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import psutil
+
+from pytest_ipcluster.cluster.processes import find, is_alive, is_paused
+
+__all__ = ["Engine", "read_engines"]
+
+
+@dataclass(frozen=True, slots=True)
+class Engine:
+    """One engine process in its slot.
+
+    ``slot`` and ``id`` (the id in ``Client.ids``) are the same number; ``ident`` is the engine's uuid, and
+    ``heart`` the same as bytes: what heart handlers are called with. ``pid`` and ``nanny_pid`` are on ``host``.
+    The object describes the process that was in the slot when it was asked for; ask the cluster again after a
+    repair.
+    """
+
+    slot: int
+    ident: str
+    host: str
+    process: psutil.Process
+    nanny: psutil.Process | None
+    log_file: Path | None
+
+    @property
+    def id(self) -> int:
+        """The engine's id in ipyparallel."""
+        return self.slot
+
+    @property
+    def heart(self) -> bytes:
+        """The id under which this engine's heart beats."""
+        return self.ident.encode()
+
+    @property
+    def pid(self) -> int:
+        """The process id of the engine."""
+        return self.process.pid
+
+    @property
+    def nanny_pid(self) -> int | None:
+        """The process id of ipyparallel's nanny of this engine, None when it has none."""
+        return None if self.nanny is None else self.nanny.pid
+
+    @property
+    def state(self) -> str:
+        """``"running"``, ``"paused"`` (stopped by a signal) or ``"dead"``, as the operating system says now."""
+        if not is_alive(self.process):
+            return "dead"
+        return "paused" if is_paused(self.process) else "running"
+
+    def log(self) -> str:
+        """Return what the engine has written to its log so far; empty where its launcher keeps none.
+
+        What tasks print goes to the client instead, as ``AsyncResult.stdout``.
+        """
+        return self.log_file.read_text(errors="replace") if self.log_file and self.log_file.exists() else ""
+
+
+def read_engines(registered: Mapping[int, str], cards: Path, logs: Mapping[int, Path]) -> dict[int, Engine]:
+    """Return the registered engines that have left their card in the folder ``cards``, by slot.
+
+    ``registered`` maps engine ids to uuids; ``logs`` pids to log files. An engine whose process is gone already
+    is left out.
+    """
+    found = {}
+    for slot, ident in registered.items():
+        engine = _read_card(slot, ident, cards, logs)
+        if engine is not None:
+            found[slot] = engine
+    return found
+
+
+def _read_card(slot: int, ident: str, cards: Path, logs: Mapping[int, Path]) -> Engine | None:
+    try:
+        card = json.loads((cards / f"{ident}.json").read_text())
+    except FileNotFoundError:
+        return None
+    process = find(card["pid"])
+    if process is None:
+        return None
+    nanny = find(card["nanny"]) if card.get("nanny") else None
+    return Engine(slot, ident, card["host"], process, nanny, logs.get(card["pid"]))

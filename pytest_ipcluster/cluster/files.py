@@ -1,0 +1,83 @@
+"""The files that a cluster writes into its profile: where they are and what they say."""
+
+from __future__ import annotations
+
+import json
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from pytest_ipcluster.errors import ClusterError
+
+__all__ = ["ClusterFiles", "profile_folder", "read_json"]
+
+
+def profile_folder(name: str) -> Path:
+    """Return the folder of the user's IPython profile of this name, whether it exists or not."""
+    home = os.environ.get("IPYTHONDIR") or "~/.ipython"
+    return Path(home).expanduser() / f"profile_{name}"
+
+
+@dataclass(frozen=True, slots=True)
+class ClusterFiles:
+    """The files of the cluster with this id in this profile folder."""
+
+    profile: Path
+    cluster_id: str
+
+    def create_folders(self) -> None:
+        """Make the folders that ipcluster would make, so that they can be watched before it runs."""
+        for name in ("security", "log"):
+            (self.profile / name).mkdir(mode=0o700, parents=True, exist_ok=True)
+
+    def _named(self, stem: str, end: str) -> Path:
+        return self.profile / "security" / "-".join(part for part in (stem, self.cluster_id, end) if part)
+
+    @property
+    def client_file(self) -> Path:
+        """The file with which clients connect."""
+        return self._named("ipcontroller", "client.json")
+
+    @property
+    def engine_file(self) -> Path:
+        """The file with which engines connect."""
+        return self._named("ipcontroller", "engine.json")
+
+    @property
+    def cluster_file(self) -> Path:
+        """ipcluster's own account of what it has started."""
+        return self.profile / "security" / f"cluster-{self.cluster_id}.json"
+
+    @property
+    def logs(self) -> Path:
+        """The folder of the logs that ipcluster's launchers write."""
+        return self.profile / "log"
+
+    def client_connection(self) -> dict[str, Any] | None:
+        """Return the content of the client's connection file; None until it has been written."""
+        return read_json(self.client_file)
+
+    def engine_connection(self) -> dict[str, Any]:
+        """Return the content of the engines' connection file. Raises ClusterError when there is none."""
+        content = read_json(self.engine_file)
+        if content is None:
+            raise ClusterError(f"the controller has written no connection file {self.engine_file.name}: does it run?")
+        return content
+
+    def remove(self) -> None:
+        """Remove the files that carry this cluster's id; nothing when it has none, for then they may be anybody's."""
+        if not self.cluster_id:
+            return
+        for folder in ("security", "log"):
+            for path in (self.profile / folder).glob(f"*{self.cluster_id}*"):
+                path.unlink(missing_ok=True)
+
+
+def read_json(path: Path) -> dict[str, Any] | None:
+    """Return a JSON file's content; None when it is not there or, as ipyparallel writes it in place, not complete."""
+    try:
+        content = json.loads(path.read_text())
+    except (FileNotFoundError, ValueError):
+        return None
+    return content if isinstance(content, dict) else None

@@ -1,0 +1,128 @@
+"""Asking the hub who is registered, and hearing it say who comes and goes.
+
+This speaks the hub's own protocol (Jupyter messages on its ``registration`` and ``notification`` sockets), so
+that every wait can be woken by the hub's notices *and* by the death of a process, which a blocking client call
+cannot.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import zmq
+from jupyter_client.session import Session
+
+from pytest_ipcluster.cluster.wakeup import Wakeup
+from pytest_ipcluster.errors import ClusterError
+
+__all__ = ["Hub", "HubSilentError"]
+
+#: A notice published before our subscription arrived is lost; a question this often (seconds) makes up for it.
+_ASK_AGAIN = 1.0
+
+#: The longest sleep between two calls of ``check``, in seconds, for what no alarm rings for.
+_TURN = 0.25
+
+
+class HubSilentError(ClusterError):
+    """The hub did not answer in time."""
+
+
+class Hub:
+    """A connection to the hub of one cluster, made from its client connection file's content.
+
+    Lives in one thread. ``close()`` may be called twice.
+    """
+
+    def __init__(self, connection: Mapping[str, Any]) -> None:
+        self._session = Session(
+            key=connection["key"].encode(),
+            signature_scheme=connection["signature_scheme"],
+            packer=connection["pack"],
+            unpacker=connection["unpack"],
+        )
+        self._context = zmq.Context()
+        self._requests = self._connect(zmq.DEALER, connection, "registration")
+        self._notices = self._connect(zmq.SUB, connection, "notification")
+        self._notices.subscribe(b"")
+        self._asked = False
+
+    def _connect(self, kind: int, connection: Mapping[str, Any], channel: str) -> zmq.Socket[bytes]:
+        socket: zmq.Socket[bytes] = self._context.socket(kind)
+        socket.linger = 0
+        if connection.get("curve_serverkey"):
+            socket.curve_serverkey = connection["curve_serverkey"].encode()
+            socket.curve_publickey, socket.curve_secretkey = zmq.curve_keypair()
+        socket.connect(f"{connection['interface']}:{connection[channel]}")
+        return socket
+
+    def engines(self, timeout: float) -> dict[int, str]:
+        """Return the registered engines, id to uuid; raise :class:`HubSilentError` after ``timeout`` seconds."""
+        engines = self._ask(timeout)
+        if engines is None:
+            raise HubSilentError(f"the hub did not answer within {timeout:.1f} s")
+        return engines
+
+    def _ask(self, timeout: float) -> dict[int, str] | None:
+        """Ask for the engines; None when no answer came in time. An unanswered question stays asked."""
+        if not self._asked:
+            self._session.send(self._requests, "connection_request", content={})
+            self._asked = True
+        if not self._requests.poll(max(1, int(timeout * 1000))):
+            return None
+        self._asked = False
+        _, reply = self._session.recv(self._requests, mode=0)
+        return {int(number): uuid for number, uuid in reply["content"]["engines"].items()} if reply else None
+
+    def unassigned(self, timeout: float) -> int:
+        """Return how many load-balanced tasks wait for an engine; raise :class:`HubSilentError` after ``timeout`` s."""
+        self._session.send(self._requests, "queue_request", content={"targets": None})
+        deadline = time.monotonic() + timeout
+        while self._requests.poll(max(0, int((deadline - time.monotonic()) * 1000))):
+            _, reply = self._session.recv(self._requests, mode=0)
+            if reply and "unassigned" in reply["content"]:
+                return int(reply["content"]["unassigned"])
+        raise HubSilentError(f"the hub did not answer within {timeout:.1f} s")
+
+    def unregister(self, number: int) -> None:
+        """Tell the hub that the engine with this id is gone, as its nanny would."""
+        self._session.send(self._requests, "unregistration_request", content={"id": number})
+
+    def wait_until(
+        self,
+        reached: Callable[[dict[int, str]], bool],
+        deadline: float,
+        wakeup: Wakeup,
+        check: Callable[[], object],
+    ) -> dict[int, str] | None:
+        """Wait until the registered engines satisfy ``reached``; return them, or None when the deadline passed.
+
+        ``check`` is called at every turn and raises when waiting has become pointless; ``wakeup`` brings the
+        turns.
+        """
+        wakeup.watch_fd(self._notices.fileno())
+        ask_at = 0.0
+        while True:
+            check()
+            now = time.monotonic()
+            if self._drain() or now >= ask_at:
+                engines, ask_at = self._ask(_TURN), now + _ASK_AGAIN
+                if engines is not None and reached(engines):
+                    return engines
+            if now >= deadline:
+                return None
+            wakeup.wait(min(_TURN, deadline - now))
+
+    def _drain(self) -> bool:
+        """Read every notice that has arrived; they only say that it is time to ask. True if there was one."""
+        found = False
+        while self._notices.poll(0):
+            self._notices.recv_multipart()
+            found = True
+        return found
+
+    def close(self) -> None:
+        """Close the sockets and their context."""
+        self._context.destroy(linger=0)

@@ -1,0 +1,138 @@
+"""Which processes are ours, are they alive, and how do they end: a process is a pid plus its start time.
+
+:class:`psutil.Process` is exactly that pair: it compares equal only to the same pid with the same start time,
+and refuses to signal a pid that was given to somebody else since. Nothing here ever looks for a process by its
+name.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+from collections.abc import Callable, Iterable, Mapping
+
+import psutil
+
+__all__ = [
+    "MARK",
+    "carries",
+    "descendants",
+    "find",
+    "is_alive",
+    "is_paused",
+    "kill_until_gone",
+    "marked",
+    "send_signal",
+    "wait_gone",
+]
+
+#: Environment variable whose exact value says to which cluster a process belongs. It is set for children only.
+MARK = "PYTEST_IPCLUSTER_MARK"
+
+#: How often processes are looked at where the system cannot tell when one ends (no pidfd), in seconds.
+_POLL = 0.02
+
+
+def find(pid: int) -> psutil.Process | None:
+    """Return the process that has this pid now, or None."""
+    try:
+        return psutil.Process(pid)
+    except (psutil.NoSuchProcess, ValueError):
+        return None
+
+
+def is_alive(process: psutil.Process) -> bool:
+    """Tell whether the very same process still runs; one that is dead but not yet reaped does not."""
+    try:
+        return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return False
+
+
+def is_paused(process: psutil.Process) -> bool:
+    """Tell whether the process is stopped by a signal."""
+    try:
+        return bool(process.status() == psutil.STATUS_STOPPED)
+    except psutil.NoSuchProcess:
+        return False
+
+
+def send_signal(process: psutil.Process, signum: int) -> bool:
+    """Send a signal to this very process; return False when it has ended already.
+
+    Raises ValueError for pid 0 and 1 and for ourselves, whatever the caller believes to own.
+    """
+    if process.pid <= 1 or process.pid == os.getpid():
+        raise ValueError(f"refusing to send signal {signum} to pid {process.pid}")
+    try:
+        process.send_signal(signum)
+    except psutil.NoSuchProcess:
+        return False
+    return True
+
+
+def descendants(root: psutil.Process) -> set[psutil.Process]:
+    """Return all living processes that descend from ``root`` (itself excluded)."""
+    try:
+        return set(root.children(recursive=True))
+    except psutil.NoSuchProcess:
+        return set()
+
+
+def marked(mark: str) -> set[psutil.Process]:
+    """Return all processes, ourselves excluded, whose environment was given exactly this mark."""
+    return {p for p in psutil.process_iter() if p.pid != os.getpid() and carries(p, mark)}
+
+
+def carries(process: psutil.Process, mark: str) -> bool:
+    """Tell whether this process was given exactly this mark."""
+    return _environ(process).get(MARK) == mark
+
+
+def _environ(process: psutil.Process) -> Mapping[str, str]:
+    try:
+        return process.environ()
+    except (psutil.Error, OSError):
+        return {}
+
+
+def wait_gone(processes: Iterable[psutil.Process], timeout: float) -> set[psutil.Process]:
+    """Wait until all of them have ended, at most ``timeout`` seconds; return those that are still alive."""
+    deadline = time.monotonic() + timeout
+    alive = {p for p in processes if is_alive(p)}
+    while alive and (left := deadline - time.monotonic()) > 0:
+        _wait_for_one(next(iter(alive)), left)
+        alive = {p for p in alive if is_alive(p)}
+    return alive
+
+
+def _wait_for_one(process: psutil.Process, timeout: float) -> None:
+    """Block until the process ends or time is up, without reaping it."""
+    from pytest_ipcluster.cluster.wakeup import Wakeup
+
+    with Wakeup() as wakeup:
+        if wakeup.watch_process(process):
+            wakeup.wait(timeout)
+
+
+def kill_until_gone(owned: Callable[[], set[psutil.Process]], timeout: float) -> set[psutil.Process]:
+    """Kill whatever ``owned()`` finds and look again, until it finds nothing twice; return what outlived ``timeout``.
+
+    One look is not enough: a process can fork between the look and the signal, and its child is found by the
+    next.
+    """
+    deadline = time.monotonic() + timeout
+    quiet = 0
+    alive: set[psutil.Process] = set()
+    while quiet < 2 and time.monotonic() < deadline:
+        alive = {p for p in owned() if is_alive(p)}
+        quiet = 0 if alive else quiet + 1
+        for process in alive:
+            send_signal(process, _KILL)
+        wait_gone(alive, min(1.0, max(0.0, deadline - time.monotonic())))
+    return {p for p in alive if is_alive(p)}
+
+
+#: Windows has no SIGKILL; there psutil turns SIGTERM into TerminateProcess, which is the same thing.
+_KILL = getattr(signal, "SIGKILL", signal.SIGTERM)

@@ -1,0 +1,149 @@
+"""The private folder of a cluster, its IPython profile, and the configuration that carries our defaults.
+
+Our defaults live in the profile's configuration files and not on the command line, because ipcluster's command
+line overrides its files, and refuses an argument that is given twice: so whatever the user passes wins, without
+our looking at it.
+"""
+
+from __future__ import annotations
+
+import os
+import secrets
+import shutil
+import tempfile
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from pytest_ipcluster.cluster.processes import MARK
+
+__all__ = ["EngineSetup", "RunFolder", "child_environment", "named_profile_arguments", "write_profile"]
+
+#: What we change in ipyparallel's defaults, and why.
+_DEFAULTS: dict[str, dict[str, dict[str, object]]] = {
+    "ipcluster_config.py": {
+        # With the default of 30 s, ipcluster tears the whole cluster down when a test kills all engines early.
+        "IPClusterStart": {"early_shutdown": 0},
+        # Both only make the start slower: they are meant for launchers that need time to breathe.
+        "Cluster": {"delay": 0.0},
+        "LocalEngineSetLauncher": {"delay": 0.0},
+    },
+    "ipcontroller_config.py": {
+        # An engine counts as registered at the hub's second heartbeat, so this period governs the start: 3 s by
+        # default. An engine that the hub has dropped never comes back, so a paused one may miss 30 s of beats
+        # before that happens.
+        "HeartMonitor": {"period": 100, "max_heartmonitor_misses": 300},
+    },
+    "ipengine_config.py": {},
+}
+
+_AGENT = "pytest_ipcluster.hearts.agent"
+
+
+@dataclass(frozen=True, slots=True)
+class EngineSetup:
+    """What every engine is told at its start: where to send its heartbeats, and which folders are importable there.
+
+    ``ping`` and ``pong`` are ZMQ addresses, or empty for an engine without a heart of ours.
+    """
+
+    ping: str = ""
+    pong: str = ""
+    importable: tuple[str, ...] = ()
+
+
+class RunFolder:
+    """A new folder (mode 0700) below the system's temporary folder that holds everything a cluster of ours writes."""
+
+    def __init__(self) -> None:
+        # The name is short: the path of a socket in it must stay below 104 bytes.
+        self.path = Path(tempfile.mkdtemp(prefix="ipcluster-"))
+        self.cluster_id = secrets.token_hex(4)
+        self.mark = secrets.token_hex(16)
+        self.ipython = self.path / "ipython"
+        self.profile = self.ipython / "profile_default"
+        self.cards = self.path / "cards"
+        self.logs = self.path / "log"
+        self.output = self.logs / "ipcluster.log"
+        for folder in (self.ipython, self.profile, self.cards, self.logs):
+            folder.mkdir(mode=0o700)
+
+    def heart_urls(self) -> tuple[str, str]:
+        """Return addresses for pings and pongs that only this user can reach.
+
+        Unix sockets in this folder; loopback TCP on a port of the system's choice where those do not exist or
+        the path is too long.
+        """
+        if os.name != "posix" or len(os.fsencode(self.path / "ping")) > 100:
+            return "tcp://127.0.0.1:*", "tcp://127.0.0.1:*"
+        return f"ipc://{self.path / 'ping'}", f"ipc://{self.path / 'pong'}"
+
+    def remove(self) -> None:
+        """Remove the folder and all in it; no error when it is gone already."""
+        shutil.rmtree(self.path, ignore_errors=True)
+
+
+def write_profile(folder: Path, setup: EngineSetup, cards: Path, extra: Mapping[str, Any]) -> None:
+    """Write the three configuration files of a private profile.
+
+    ``extra`` (class name to trait name to value, plain literals) is the user's and stands behind our defaults.
+    """
+    for name, defaults in _DEFAULTS.items():
+        lines = ["c = get_config()"]
+        for section, traits in [*defaults.items(), *extra.items()]:
+            lines += [f"c.{section}.{trait} = {_literal(section, trait, value)}" for trait, value in traits.items()]
+        if name == "ipengine_config.py":
+            lines += _agent_lines(setup, cards)
+        (folder / name).write_text("\n".join(lines) + "\n")
+
+
+def _literal(section: str, trait: str, value: object) -> str:
+    """Return the source text of a plain value; raise TypeError for one that has none."""
+    if hasattr(value, "to_dict"):  # a traitlets LazyConfigValue, for example after c.Class.trait.append(...)
+        raise TypeError(f"c.{section}.{trait}: give the whole value, not a change of it ({value!r})")
+    allowed = (type(None), bool, int, float, str, bytes, list, tuple, dict, set)
+    if not isinstance(value, allowed):
+        raise TypeError(f"c.{section}.{trait} = {value!r}: only plain values can be written to a configuration file")
+    return repr(value)
+
+
+def _agent_lines(setup: EngineSetup, cards: Path) -> list[str]:
+    return [
+        f"c.IPKernelApp.extensions.append({_AGENT!r})",
+        f"c.HeartAgent.ping = {setup.ping!r}",
+        f"c.HeartAgent.pong = {setup.pong!r}",
+        f"c.HeartAgent.cards = {str(cards)!r}",
+        f"c.HeartAgent.importable = {list(setup.importable)!r}",
+    ]
+
+
+def named_profile_arguments(folder: RunFolder, setup: EngineSetup, given: Sequence[str]) -> tuple[list[str], list[str]]:
+    """Return the arguments that the user's own profile needs: for ipcluster, and for an engine that we start ourselves.
+
+    The profile's files are not ours to write, so the little that faults and hearts depend on goes to the
+    command line, except for what the user's own arguments (``given``) say already.
+    """
+    config = folder.path / "ipengine_config.py"
+    config.write_text("\n".join(["c = get_config()", *_agent_lines(setup, folder.cards)]) + "\n")
+    engine = [f"--config={config}"]
+    wanted = {
+        "--cluster-id": folder.cluster_id,
+        "--IPClusterStart.early_shutdown": "0",
+        "--EngineLauncher.engine_args": repr(engine),
+    }
+    names = {argument.split("=", 1)[0] for argument in given}
+    return [f"{name}={value}" for name, value in wanted.items() if name not in names], engine
+
+
+def child_environment(folder: RunFolder, *, private: bool) -> dict[str, str]:
+    """Return ipcluster's environment: ours, without other clusters' variables (``IPP_*``), with this cluster's mark.
+
+    With ``private`` all of IPython's files go into the folder, so that the user's own IPython folder stays
+    untouched.
+    """
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("IPP_")}
+    environment[MARK] = folder.mark
+    if private:
+        environment["IPYTHONDIR"] = str(folder.ipython)
+    return environment

@@ -1,0 +1,183 @@
+"""One run of ipcluster: its process, everything that belongs to it, and the way it ends."""
+
+from __future__ import annotations
+
+import contextlib
+import subprocess
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+
+import psutil
+
+from pytest_ipcluster.cluster.files import ClusterFiles
+from pytest_ipcluster.cluster.hub import Hub, HubSilentError
+from pytest_ipcluster.cluster.processes import carries, descendants, find, is_alive, marked
+from pytest_ipcluster.cluster.profile import RunFolder
+from pytest_ipcluster.cluster.roles import Roles, read_roles
+from pytest_ipcluster.cluster.startup import StartWatch
+from pytest_ipcluster.cluster.stopping import stop_cluster
+from pytest_ipcluster.cluster.wakeup import Wakeup
+from pytest_ipcluster.errors import ClusterError, ClusterStartError
+
+__all__ = ["Runtime"]
+
+#: Longest time between two looks at what the kernel does not report, in seconds.
+_LOOK_EVERY = 0.25
+
+
+class Runtime:
+    """One ipcluster: ``files`` is what it writes, ``folder`` our private folder, ``process`` its Popen object.
+
+    ``command`` is the Popen list, ``environment`` the children's whole environment.
+    """
+
+    def __init__(
+        self, command: Sequence[str], folder: RunFolder, files: ClusterFiles, environment: Mapping[str, str]
+    ) -> None:
+        self.command = list(command)
+        self.folder = folder
+        self.files = files
+        self._environment = dict(environment)
+        self._known: set[psutil.Process] = set()
+        self._children: list[subprocess.Popen[bytes]] = []
+        self._process: subprocess.Popen[bytes] | None = None
+
+    def launch(self) -> None:
+        """Start ipcluster. Whatever happens meanwhile, ``stop`` finds what was started by its mark."""
+        self.files.create_folders()
+        self.folder.output.unlink(missing_ok=True)  # what an earlier run in this folder said is no news
+        self._process = self.spawn(self.command, self.folder.output)
+
+    @property
+    def process(self) -> subprocess.Popen[bytes]:
+        """The Popen object of ipcluster. Raises ClusterError before the launch."""
+        if self._process is None:
+            raise ClusterError("ipcluster has not been launched")
+        return self._process
+
+    def spawn(
+        self, command: Sequence[str], output: Path, environment: Mapping[str, str] | None = None
+    ) -> subprocess.Popen[bytes]:
+        """Start a process of this cluster: own session, marked as ours, output into a file.
+
+        Never into a pipe: ipcluster writes a lot, and hangs at its stop when nobody reads. Raises
+        ClusterStartError when the command cannot be run.
+        """
+        with output.open("ab") as stream:
+            try:
+                child = subprocess.Popen(
+                    command,
+                    stdin=subprocess.DEVNULL,
+                    stdout=stream,
+                    stderr=stream,
+                    env={**self._environment, **(environment or {})},
+                    start_new_session=True,
+                )
+            except OSError as error:
+                raise _cannot_run(command, error) from error
+        self._children.append(child)
+        self._know(child.pid)
+        return child
+
+    def _know(self, pid: int) -> None:
+        if (process := find(pid)) is not None:
+            self._known.add(process)
+
+    # -- coming up ---------------------------------------------------------------------------------
+
+    def roles(self) -> Roles:
+        """Return who does what, as far as ipcluster has written it down."""
+        return read_roles(self.files.cluster_file)
+
+    def lost(self) -> str:
+        """Say which process that nothing works without has ended; empty when they are all there."""
+        if self.process.poll() is not None:
+            return f"ipcluster has ended with exit code {self.process.returncode}"
+        controller = self.roles().controller
+        if controller is None or controller.pid is None:
+            return ""
+        process = find(controller.pid)
+        return "" if process is not None and is_alive(process) else f"the controller (pid {controller.pid}) has ended"
+
+    def watch(self, wakeup: Wakeup) -> StartWatch:
+        """Return a watch over everything that must live while the cluster comes up."""
+        wakeup.watch_folder(self.files.cluster_file.parent)
+        return StartWatch(self.command, self.process, self.folder.output, self.files.cluster_file, wakeup)
+
+    def wait_for_controller(self, timeout: float) -> bool:
+        """Wait until the controller answers; False when it has not within ``timeout`` seconds.
+
+        Raises :class:`ClusterStartError` as soon as it never will.
+        """
+        deadline = time.monotonic() + timeout
+        with Wakeup() as wakeup:
+            watch = self.watch(wakeup)
+            while True:
+                watch.check()
+                if self._controller_answers():
+                    return True
+                if (left := deadline - time.monotonic()) <= 0:
+                    return False
+                wakeup.wait(min(_LOOK_EVERY, left))
+
+    def _controller_answers(self) -> bool:
+        if self.files.client_connection() is None:
+            return False
+        with self.hub() as hub, contextlib.suppress(HubSilentError):
+            hub.engines(_LOOK_EVERY)
+            return True
+        return False
+
+    def not_ready(self, timeout: float) -> ClusterStartError:
+        """Return the error for a controller that lives but did not answer within ``timeout`` seconds."""
+        with Wakeup() as wakeup:
+            return self.watch(wakeup).error(f"the controller did not answer within {timeout:g} s")
+
+    @contextlib.contextmanager
+    def hub(self) -> Iterator[Hub]:
+        """Connect to the hub for the time of the block. Raises ClusterError when there is no connection file."""
+        connection = self.files.client_connection()
+        if connection is None:
+            raise ClusterError(
+                f"the controller has written no connection file {self.files.client_file.name}: does it run?"
+            )
+        hub = Hub(connection)
+        try:
+            yield hub
+        finally:
+            hub.close()
+
+    # -- going down --------------------------------------------------------------------------------
+
+    def owned(self) -> set[psutil.Process]:
+        """Return every living process of this cluster, orphans included.
+
+        Ours is what we started, what carries exactly our mark in its environment, and what descends from
+        either, now or at an earlier look.
+        """
+        found = self._known | marked(self.folder.mark)
+        for process in list(found):
+            found |= descendants(process)
+        self._known |= found
+        return {process for process in found if is_alive(process)}
+
+    def owns(self, process: psutil.Process) -> bool:
+        """Tell whether this process is of this cluster."""
+        return process in self._known or carries(process, self.folder.mark)
+
+    def stop(self, engines: Sequence[psutil.Process], *, kill_after: float) -> None:
+        """Stop everything of this cluster within ``kill_after`` seconds, whatever state it is in."""
+        ipcluster = None if self._process is None else find(self._process.pid)
+        stop_cluster(ipcluster, engines, self.owned, kill_after=kill_after)
+        for child in self._children:
+            child.wait()
+        self.files.remove()
+
+
+def _cannot_run(command: Sequence[str], error: OSError) -> ClusterStartError:
+    return ClusterStartError(
+        f"{command[0]!r} cannot be run: {error.strerror}",
+        command=command,
+        advice="install ipyparallel where the tests run, or correct ipcluster_cmd",
+    )

@@ -1,0 +1,238 @@
+"""Keeping n engines in slots 0..n-1: waiting for them, replacing them under their old ids, changing their number."""
+
+from __future__ import annotations
+
+import json
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import psutil
+
+from pytest_ipcluster.cluster.diagnosis import tail
+from pytest_ipcluster.cluster.engines import Engine, read_engines
+from pytest_ipcluster.cluster.hub import Hub
+from pytest_ipcluster.cluster.processes import find, send_signal, wait_gone
+from pytest_ipcluster.cluster.runtime import Runtime
+from pytest_ipcluster.cluster.startup import StartWatch
+from pytest_ipcluster.cluster.wakeup import Wakeup
+from pytest_ipcluster.errors import RepairError
+
+__all__ = ["Repair", "Slots"]
+
+#: Seconds for a process to be gone after SIGKILL, and for the hub to drop an engine that it was told is gone.
+_SOON = 10.0
+
+
+@dataclass(frozen=True, slots=True)
+class Repair:
+    """What was done to a slot to make it usable again, why, and how long the whole repair took in seconds."""
+
+    slot: int
+    reason: str
+    seconds: float
+
+
+class Slots:
+    """The engines of one running cluster. ``arguments`` are given to engines that are started here.
+
+    ``leaving`` is called with the heart of an engine that is about to be ended or replaced on purpose.
+    """
+
+    def __init__(self, runtime: Runtime, arguments: Sequence[str] = ()) -> None:
+        self._runtime = runtime
+        self._arguments = list(arguments)
+        self._engines: dict[int, Engine] = {}
+        self._logs: dict[int, Path] = {}
+        self._starts = 0
+        self.leaving: Callable[[bytes], object] = _ignore
+
+    def engines(self) -> tuple[Engine, ...]:
+        """Return the engines by slot as they were last seen."""
+        return tuple(self._engines[slot] for slot in sorted(self._engines))
+
+    # -- readiness ---------------------------------------------------------------------------------
+
+    def wait_for(self, n: int, timeout: float) -> None:
+        """Wait until ``n`` engines are registered; raise ClusterStartError when they are not within ``timeout`` s.
+
+        The error comes at once when a process that it takes has ended.
+        """
+        deadline = time.monotonic() + timeout
+        with Wakeup() as wakeup, self._runtime.hub() as hub:
+            watch = self._runtime.watch(wakeup)
+            wanted = set(range(n))
+            registered = hub.wait_until(lambda ids: wanted <= ids.keys(), deadline, wakeup, watch.check)
+            if registered is None:
+                raise self._too_few(n, timeout, hub.engines(_SOON), watch)
+            self._read(registered)
+            missing = wanted - self._engines.keys()
+            if missing:
+                raise watch.error(
+                    f"the engines in slots {sorted(missing)} registered without the plugin's agent",
+                    self._any_log(),
+                )
+
+    def _too_few(self, n: int, timeout: float, registered: dict[int, str], watch: StartWatch) -> Exception:
+        return watch.error(
+            f"{len(registered)} of {n} engines were registered after {timeout:g} s: {sorted(registered)}",
+            self._any_log(),
+        )
+
+    def _any_log(self) -> Path | None:
+        return next((role.log for role in self._runtime.roles().engines), None)
+
+    def _read(self, registered: dict[int, str]) -> None:
+        logs = {role.pid: role.log for role in self._runtime.roles().engines if role.pid and role.log}
+        self._engines = read_engines(registered, self._runtime.folder.cards, {**logs, **self._logs})
+
+    def backlog(self) -> int:
+        """Return how many load-balanced tasks still wait for an engine, whoever submitted them."""
+        with self._runtime.hub() as hub:
+            return hub.unassigned(_SOON)
+
+    # -- repair ------------------------------------------------------------------------------------
+
+    def restore(self, n: int, timeout: float) -> list[Repair]:
+        """Make the slots 0..n-1, and no others, hold a usable engine each; return what had to be done.
+
+        Paused engines are resumed. Dead ones, and those that the hub has dropped, are replaced under the same
+        id. Raises :class:`RepairError` when that cannot be done within ``timeout`` seconds.
+        """
+        begun = time.monotonic()
+        if lost := self._runtime.lost():
+            raise RepairError(lost)
+        with self._runtime.hub() as hub:
+            registered = hub.engines(min(timeout, _SOON))
+            reasons = {slot: reason for slot in range(n) if (reason := self._defect(slot, registered))}
+            surplus = set(registered) - set(range(n))
+            if reasons or surplus:
+                self._vacate(hub, {*reasons, *surplus}, registered)
+                self._fill(hub, sorted(reasons), range(n), begun + timeout)
+        seconds = time.monotonic() - begun
+        return [Repair(slot, reason, seconds) for slot, reason in sorted(reasons.items())]
+
+    def _defect(self, slot: int, registered: dict[int, str]) -> str:
+        """Say why this slot needs a new engine; resume it if that is all it needs."""
+        engine = self._engines.get(slot)
+        if engine is None:
+            return "there was no engine"
+        if engine.state == "paused":
+            send_signal(engine.process, signal.SIGCONT)
+        if engine.state == "dead":
+            return "the engine was dead"
+        if registered.get(slot) != engine.ident:
+            return "the hub had dropped the engine"
+        return ""
+
+    def replace(self, slots: Iterable[int], timeout: float) -> list[Repair]:
+        """Replace the engines in these slots whatever their state, for example because they are stuck in a task."""
+        begun = time.monotonic()
+        wanted = sorted(slots)
+        with self._runtime.hub() as hub:
+            keep = list(self._engines)
+            self._vacate(hub, wanted, hub.engines(min(timeout, _SOON)))
+            self._fill(hub, wanted, keep, begun + timeout)
+        return [Repair(slot, "the engine was stuck", time.monotonic() - begun) for slot in wanted]
+
+    def _vacate(self, hub: Hub, slots: Iterable[int], registered: dict[int, str]) -> None:
+        """End whatever is left of these slots' engines, and have the hub forget them.
+
+        The nanny must be gone before a new engine takes the id: its farewell names only the id, and would
+        strike the new one off.
+        """
+        slots = list(slots)
+        leaving = [self._engines[slot] for slot in slots if slot in self._engines]
+        processes: set[psutil.Process] = set()
+        for engine in leaving:
+            self.leaving(engine.heart)
+            processes |= {p for p in (engine.nanny, engine.process) if p is not None}
+        for process in processes:
+            send_signal(process, signal.SIGKILL)
+        if left := wait_gone(processes, _SOON):
+            raise RepairError(
+                f"engine processes {sorted(p.pid for p in left)} are still alive {_SOON:g} s after being killed"
+            )
+        for slot in slots:
+            self._engines.pop(slot, None)
+            if slot in registered:
+                hub.unregister(slot)
+
+    def _fill(self, hub: Hub, slots: Sequence[int], expected: Iterable[int], deadline: float) -> None:
+        """Start engines in these slots, all at once, and wait until the hub knows exactly the ``expected`` ones."""
+        wanted = set(expected)
+        with Wakeup() as wakeup:
+            self._wait(
+                hub,
+                lambda ids: not ids.keys() & set(slots),
+                deadline,
+                wakeup,
+                [],
+                "the hub did not drop the old engines",
+            )
+            starts = [self._start(slot) for slot in slots]
+            for start in starts:
+                if (process := find(start.process.pid)) is not None:
+                    wakeup.watch_process(process)
+            registered = self._wait(
+                hub,
+                lambda ids: ids.keys() == wanted,
+                deadline,
+                wakeup,
+                starts,
+                "the new engines did not register",
+            )
+        self._read(registered)
+
+    def _wait(
+        self,
+        hub: Hub,
+        reached: Callable[[dict[int, str]], bool],
+        deadline: float,
+        wakeup: Wakeup,
+        starts: Sequence[_Start],
+        otherwise: str,
+    ) -> dict[int, str]:
+        def check() -> None:
+            for start in starts:
+                if start.process.poll() is not None:
+                    raise RepairError(
+                        f"the new engine in slot {start.slot} ended with code {start.process.returncode}:\n"
+                        f"{tail(start.log)}"
+                    )
+
+        registered = hub.wait_until(reached, deadline, wakeup, check)
+        if registered is None:
+            logs = "\n".join(tail(start.log) for start in starts)
+            raise RepairError(f"{otherwise} in time; registered are {sorted(hub.engines(_SOON))}\n{logs}".rstrip())
+        return registered
+
+    def _start(self, slot: int) -> _Start:
+        """Start one engine under this id, as ipcluster's local launcher would."""
+        runtime = self._runtime
+        self._starts += 1
+        log = runtime.folder.logs / f"engine-{slot}-{self._starts}.log"
+        command = [sys.executable, "-m", "ipyparallel.engine", f"--IPEngine.id={slot}", *self._arguments]
+        environment = {
+            "IPP_PROFILE_DIR": str(runtime.files.profile),
+            "IPP_CLUSTER_ID": runtime.files.cluster_id,
+            "IPP_CONNECTION_INFO": json.dumps(runtime.files.engine_connection()),
+        }
+        process = runtime.spawn(command, log, environment)
+        self._logs[process.pid] = log
+        return _Start(slot, process, log)
+
+
+def _ignore(heart: bytes) -> None:
+    """Do nothing: nobody listens to this heart."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Start:
+    slot: int
+    process: subprocess.Popen[bytes]
+    log: Path

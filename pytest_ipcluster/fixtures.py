@@ -1,0 +1,131 @@
+"""The fixtures that the plugin offers, each a few lines: the work is done by what they hand out."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
+from typing import TYPE_CHECKING
+
+import pytest
+
+from pytest_ipcluster.settings import SETTINGS
+
+if TYPE_CHECKING:
+    from ipyparallel import Client, DirectView, LoadBalancedView
+    from traitlets.config import Config
+
+    from pytest_ipcluster.cluster.background import BackgroundCluster
+    from pytest_ipcluster.cluster.remote import RemoteFailure
+    from pytest_ipcluster.faults.injector import FaultInjector
+    from pytest_ipcluster.hearts.monitor import HeartMonitor
+    from pytest_ipcluster.keeper import Keeper
+
+__all__ = [
+    "KEEPER",
+    "heart_failure",
+    "heart_monitor",
+    "ipcluster",
+    "ipcluster_client",
+    "ipcluster_config",
+    "ipcluster_lbview",
+    "ipcluster_view",
+    "raises_remote",
+]
+
+#: Where the keeper of the session's cluster is kept while there is one: ``config.stash[KEEPER]``.
+KEEPER = pytest.StashKey["Keeper"]()
+
+
+@pytest.fixture(scope="session")
+def _ipcluster_keeper(request: pytest.FixtureRequest) -> Iterator[Keeper]:
+    """Keep one cluster for the session."""
+    from pytest_ipcluster.keeper import Keeper, importable_folders
+
+    folders = importable_folders(request.config, request.session.items)
+    keeper = request.config.stash[KEEPER] = Keeper(request.config.stash[SETTINGS], folders)
+    yield keeper
+    keeper.close()
+    del request.config.stash[KEEPER]
+
+
+@pytest.fixture(scope="session")
+def ipcluster_config() -> Config:
+    """Configuration for the controller and the engines; empty. Override it to return your own traitlets Config.
+
+    Only plain values can be given. It holds for a private profile: with --ipcluster-profile the profile's own
+    files do.
+    """
+    from traitlets.config import Config
+
+    return Config()
+
+
+@pytest.fixture(scope="session")
+def ipcluster(request: pytest.FixtureRequest, _ipcluster_keeper: Keeper, ipcluster_config: Config) -> BackgroundCluster:
+    """The running cluster: a BackgroundCluster whose engines all beat, shared by the tests that want the same shape.
+
+    The ipcluster marker and the --ipcluster options say which shape that is. ``ipcluster.engines[slot]`` gives
+    an engine's slot, id, ident, pid, host, state and log().
+    """
+    from pytest_ipcluster.errors import ClusterStartError
+
+    shape = getattr(request, "param", request.config.stash[SETTINGS].shape)
+    try:
+        return _ipcluster_keeper.provide(shape, ipcluster_config)
+    except ClusterStartError as error:
+        # The message says it all; how the plugin came to know would only bury it.
+        raise error.with_traceback(None) from None
+
+
+@pytest.fixture
+def ipcluster_client(ipcluster: BackgroundCluster, _ipcluster_keeper: Keeper) -> Iterator[Client]:
+    """A connected ipyparallel.Client. The cluster is as new: all engines there, nothing queued, namespaces empty."""
+    with _ipcluster_keeper.client() as client:
+        yield client
+
+
+@pytest.fixture
+def ipcluster_view(ipcluster_client: Client) -> DirectView:
+    """A DirectView on all engines of the cluster."""
+    return ipcluster_client[:]
+
+
+@pytest.fixture
+def ipcluster_lbview(ipcluster_client: Client) -> LoadBalancedView:
+    """A LoadBalancedView on all engines of the cluster."""
+    return ipcluster_client.load_balanced_view()
+
+
+@pytest.fixture(scope="session")
+def heart_monitor(ipcluster: BackgroundCluster, _ipcluster_keeper: Keeper) -> HeartMonitor:
+    """The running HeartMonitor that watches every engine; add handlers for new hearts and for failures to it.
+
+    Handlers run on the monitor's thread. One that raises fails the test with its own traceback.
+    """
+    return _ipcluster_keeper.hearts.monitor
+
+
+@pytest.fixture
+def heart_failure(ipcluster: BackgroundCluster, _ipcluster_keeper: Keeper) -> Iterator[FaultInjector]:
+    """Kill, terminate, pause and resume engines, and assert that failure handlers fire.
+
+    Afterwards faults are undone, and the cluster has all its engines again under their old ids.
+    """
+    from pytest_ipcluster.faults.injector import FaultInjector
+
+    injector = FaultInjector(ipcluster, _ipcluster_keeper.hearts, _ipcluster_keeper.events)
+    yield injector
+    injector.close()
+    _ipcluster_keeper.restore()
+    _ipcluster_keeper.raise_handler_errors()
+
+
+@pytest.fixture
+def raises_remote() -> Callable[..., AbstractContextManager[RemoteFailure]]:
+    """Assert an exception that comes wrapped from an engine.
+
+    As in ``with raises_remote(ValueError, match="negative"): view.apply_sync(root, -1)``.
+    """
+    from pytest_ipcluster.cluster.remote import raises_remote
+
+    return raises_remote

@@ -1,0 +1,188 @@
+"""What the user asked for: the settings of the run, and the shape of the cluster that one test runs on.
+
+Settings come from the options, a shape from the settings and from the test's markers, which win. Every value is
+validated before anything is started; each mistake is one line of a :class:`pytest.UsageError` that names the
+value, the place where it was given, and what is accepted.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field, replace
+from types import MappingProxyType
+from typing import Any
+
+import pytest
+
+from pytest_ipcluster import options
+from pytest_ipcluster.cluster.launchers import FAULTS, capabilities
+
+__all__ = [
+    "MARKER",
+    "MARKER_HELP",
+    "SETTINGS",
+    "Settings",
+    "Shape",
+    "all_mistakes",
+    "header_line",
+    "marker_mistakes",
+    "missing_faults",
+    "read_settings",
+    "shape_for",
+]
+
+#: The marker's name, and the line about it that ``pytest --markers`` prints.
+MARKER = "ipcluster"
+MARKER_HELP = (
+    "ipcluster(*, n=2, extra_args=[], engines='local', requires=()): the cluster that the test, class or module "
+    "runs on. n is the number of engines, extra_args are further arguments for 'ipcluster start', engines is "
+    "the engine launcher; what is left out comes from the --ipcluster options. requires lists faults, of "
+    f"{', '.join(map(repr, FAULTS))}: the test is skipped where the launcher's engines can't be hurt that way."
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Shape:
+    """What makes one cluster different from another; tests of equal shape share a cluster.
+
+    ``engines`` is the launcher, ``extra_args`` go to ``ipcluster start``, ``profile`` None is a private profile.
+    """
+
+    n: int
+    engines: str
+    extra_args: tuple[str, ...]
+    profile: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class Settings:
+    """The options of one run, validated.
+
+    ``shape`` is the cluster of tests that carry no marker. ``heart_period`` is in milliseconds, ``start_timeout``
+    and ``kill_after`` are in seconds. ``sources`` tells for each option (``n``, ``heart_period`` ...) where its
+    value came from: "command line", "environment variable PYTEST_IPCLUSTER_N", "ini file" or "default".
+    """
+
+    shape: Shape
+    heart_period: float
+    heart_misses: int
+    start_timeout: float
+    kill_after: float
+    sources: Mapping[str, str] = field(compare=False)
+
+
+#: Where the run's settings are kept: ``config.stash[SETTINGS]``.
+SETTINGS = pytest.StashKey[Settings]()
+
+
+def read_settings(config: pytest.Config) -> Settings:
+    """Read the options of this run; a value that is not accepted raises :class:`pytest.UsageError`."""
+    sources: dict[str, str] = {}
+
+    def value(option: options.Option[options.T]) -> options.T:
+        found = options.find(option, config)
+        sources[option.name] = found.source
+        return found.value
+
+    return Settings(
+        shape=Shape(
+            n=value(options.N),
+            engines=value(options.ENGINES),
+            extra_args=value(options.ARGS),
+            profile=value(options.PROFILE),
+        ),
+        heart_period=value(options.HEART_PERIOD),
+        heart_misses=value(options.HEART_MISSES),
+        start_timeout=value(options.START_TIMEOUT),
+        kill_after=value(options.KILL_AFTER),
+        sources=MappingProxyType(sources),
+    )
+
+
+def header_line(settings: Settings) -> str:
+    """Describe the run's cluster in one line, with the source of everything that is not a default."""
+    shape = settings.shape
+    engines = f"{shape.n} engine{'s' if shape.n > 1 else ''} ({shape.engines})"
+    hearts = f"a heartbeat every {settings.heart_period:g} ms, {settings.heart_misses} missed is a failure"
+    given = [f"{name} from {source}" for name, source in settings.sources.items() if source != options.DEFAULT]
+    return f"{MARKER}: {'; '.join([engines, hearts, *given])}"
+
+
+def shape_for(settings: Settings, markers: Iterable[pytest.Mark], nodeid: str) -> Shape:
+    """Return the shape of one test's cluster: a keyword from the closest marker that gives it, else the setting.
+
+    ``markers`` come closest first, as :meth:`pytest.Item.iter_markers` yields them. A mistake in any of them
+    raises :class:`pytest.UsageError`, also when a closer marker gives the same keyword.
+    """
+    markers = list(markers)
+    mistakes = [line for marker in markers for line in marker_mistakes(marker, nodeid)]
+    if mistakes:
+        raise pytest.UsageError(*mistakes)
+    asked = _closest(markers)
+    asked.pop("requires", None)
+    return replace(settings.shape, **asked)
+
+
+def missing_faults(shape: Shape, markers: Iterable[pytest.Mark]) -> tuple[str, ...]:
+    """Return what valid markers require and the shape's launcher can't do; such a test is skipped."""
+    able = capabilities(shape.engines)
+    return tuple(fault for fault in _closest(markers).get("requires", ()) if fault not in able)
+
+
+def marker_mistakes(marker: pytest.Mark, nodeid: str) -> list[str]:
+    """Return a line for each mistake in one ``ipcluster`` marker; none when it is right."""
+    accepted = ", ".join(f"{name}=" for name in _KEYWORDS)
+    told = f"{nodeid}: @pytest.mark.{MARKER}"
+    lines = []
+    if marker.args:
+        given = ", ".join(map(repr, marker.args))
+        lines.append(f"{told}({given}): positional arguments are not accepted; expected keywords: {accepted}")
+    for name, value in marker.kwargs.items():
+        if name not in _KEYWORDS:
+            lines.append(f"{told}({name}={value!r}): unknown keyword {name!r}; expected keywords: {accepted}")
+        elif expected := _refusal(name, value):
+            lines.append(f"{told}({name}={value!r}): expected {expected}")
+    return lines
+
+
+def all_mistakes(items: Iterable[pytest.Item]) -> list[str]:
+    """Return a line for each mistake; that in a class's or module's marker once, with its first test."""
+    lines: dict[int, list[str]] = {}
+    for item in items:
+        for marker in item.iter_markers(MARKER):
+            if id(marker) not in lines:
+                lines[id(marker)] = marker_mistakes(marker, item.nodeid)
+    return [line for told in lines.values() for line in told]
+
+
+def _refusal(name: str, value: object) -> str | None:
+    """Return what is accepted for the keyword when the value is not, else None."""
+    try:
+        _KEYWORDS[name](value)
+    except ValueError as error:
+        return str(error)
+    return None
+
+
+def _closest(markers: Iterable[pytest.Mark]) -> dict[str, Any]:
+    """Return the validated keywords of all markers, each from the first marker that gives it."""
+    asked: dict[str, object] = {}
+    for marker in markers:
+        for name, value in marker.kwargs.items():
+            asked.setdefault(name, _KEYWORDS[name](value))
+    return asked
+
+
+def _faults(value: object) -> tuple[str, ...]:
+    """Validate ``requires``; a single string is refused, as it would read as a list of its letters."""
+    if isinstance(value, list | tuple) and all(word in FAULTS for word in value):
+        return tuple(value)
+    raise ValueError(f"a tuple or list of faults, of {', '.join(map(repr, FAULTS))}")
+
+
+_KEYWORDS: Mapping[str, Callable[[object], object]] = {
+    "n": options.N.check,
+    "extra_args": options.ARGS.check,
+    "engines": options.ENGINES.check,
+    "requires": _faults,
+}

@@ -1,0 +1,127 @@
+"""A process is a pid plus its start time; ours are found by descent and by mark, and end when told to."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+
+import psutil
+import pytest
+
+from pytest_ipcluster.cluster import processes
+from pytest_ipcluster.cluster.processes import MARK
+
+SLEEP = [sys.executable, "-c", "import time; print('up', flush=True); time.sleep(60)"]
+# A process that ignores SIGTERM and has a child in a session of its own.
+FAMILY = [
+    sys.executable,
+    "-c",
+    "import signal, subprocess, sys, time;"
+    "signal.signal(signal.SIGTERM, signal.SIG_IGN);"
+    f"subprocess.Popen({SLEEP!r}, start_new_session=True).stdout;"
+    "time.sleep(60)",
+]
+
+
+@pytest.fixture
+def start() -> Iterator[object]:
+    started: list[subprocess.Popen[bytes]] = []
+
+    def start(command: list[str] = SLEEP, mark: str = "") -> psutil.Process:
+        environment = {**os.environ, MARK: mark} if mark else None
+        child = subprocess.Popen(command, stdout=subprocess.PIPE, env=environment)
+        started.append(child)
+        assert child.stdout is not None
+        assert child.stdout.readline() == b"up\n"
+        return psutil.Process(child.pid)
+
+    yield start
+    for child in started:
+        child.kill()
+        child.wait()
+        assert child.stdout is not None
+        child.stdout.close()
+
+
+def test_a_pid_that_nobody_has_is_found_as_none():
+    child = subprocess.Popen([sys.executable, "-c", ""])
+    child.wait()
+    assert processes.find(child.pid) is None
+
+
+def test_a_zombie_is_not_alive(start):
+    process = start()
+    os.kill(process.pid, signal.SIGKILL)
+    processes.wait_gone([process], 10)
+    assert psutil.pid_exists(process.pid)  # nobody has reaped it
+    assert not processes.is_alive(process)
+
+
+def test_a_stopped_process_is_alive_and_paused(start):
+    process = start()
+    processes.send_signal(process, signal.SIGSTOP)
+    os.waitpid(process.pid, os.WUNTRACED)
+    assert processes.is_alive(process)
+    assert processes.is_paused(process)
+
+
+@pytest.mark.parametrize("who", ["init", "ourselves"])
+def test_signals_to_init_and_to_ourselves_are_refused(who):
+    pid = 1 if who == "init" else os.getpid()
+    with pytest.raises(ValueError, match=f"refusing .* pid {pid}"):
+        processes.send_signal(psutil.Process(pid), signal.SIGCONT)
+
+
+def test_a_signal_to_an_ended_process_is_reported_as_not_sent(start):
+    process = start()
+    processes.send_signal(process, signal.SIGKILL)
+    os.waitpid(process.pid, 0)
+    assert processes.send_signal(process, signal.SIGTERM) is False
+
+
+def test_waiting_returns_those_that_are_still_alive(start):
+    ended, alive = start(), start()
+    processes.send_signal(ended, signal.SIGKILL)
+    assert processes.wait_gone([ended, alive], 0.2) == {alive}
+
+
+def test_waiting_works_where_the_kernel_has_no_pidfd(start, monkeypatch):
+    monkeypatch.delattr(os, "pidfd_open", raising=False)
+    process = start()
+    processes.send_signal(process, signal.SIGKILL)
+    assert processes.wait_gone([process], 10) == set()
+
+
+def test_a_mark_is_compared_whole(start):
+    exact, longer = start(mark="ab"), start(mark="abc")
+    found = processes.marked("ab")
+    assert exact in found
+    assert longer not in found
+
+
+def test_a_mark_that_we_carry_ourselves_does_not_make_us_a_target():
+    code = "from pytest_ipcluster.cluster.processes import marked; print(len(marked('own')))"
+    ran = subprocess.run([sys.executable, "-c", code], env={**os.environ, MARK: "own"}, capture_output=True, check=True)
+    assert ran.stdout == b"0\n"
+
+
+def test_a_whole_family_is_killed_however_its_members_were_started(start):
+    parent = start(FAMILY, mark="family")
+    child = next(iter(processes.descendants(parent)))
+    left = processes.kill_until_gone(lambda: processes.marked("family"), 10)
+    assert left == set()
+    assert not processes.is_alive(parent)
+    assert not processes.is_alive(child)
+
+
+def test_an_orphan_is_found_by_its_mark(start):
+    parent = start(FAMILY, mark="orphan")
+    child = next(iter(processes.descendants(parent)))
+    processes.send_signal(parent, signal.SIGKILL)
+    os.waitpid(parent.pid, 0)
+    assert processes.marked("orphan") == {child}
+    processes.kill_until_gone(lambda: processes.marked("orphan"), 10)
+    assert not processes.is_alive(child)

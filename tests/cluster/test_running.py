@@ -1,0 +1,195 @@
+"""A real cluster that runs: what is known of it, what it may touch, and how it is repaired."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import stat
+import time
+
+import psutil
+import pytest
+from clusters import kill, pids, until
+
+from pytest_ipcluster import ClusterError, RepairError
+from pytest_ipcluster.cluster.processes import MARK, send_signal
+
+
+@pytest.fixture(autouse=True)
+def repaired_afterwards(cluster):
+    yield
+    cluster.restore(2)
+
+
+def test_engines_are_known_by_slot(cluster):
+    assert [engine.slot for engine in cluster.engines] == [0, 1]
+    assert [engine.id for engine in cluster.engines] == [0, 1]
+
+
+def test_the_pid_of_a_slot_is_that_of_the_engine_with_this_id(cluster):
+    assert [engine.pid for engine in cluster.engines] == pids(cluster)
+
+
+def test_an_engines_heart_is_its_uuid(cluster):
+    client = cluster.client()
+    client[:].execute("ident = get_ipython().kernel.ident", block=True)
+    idents = client[:].pull("ident", block=True)
+    client.close()
+    assert [engine.ident for engine in cluster.engines] == idents
+    assert [engine.heart.decode() for engine in cluster.engines] == idents
+
+
+def test_an_engine_knows_its_nanny(cluster):
+    for engine in cluster.engines:
+        assert psutil.Process(engine.nanny_pid).ppid() == engine.pid
+
+
+def test_an_engine_shows_its_log(cluster):
+    assert "Completed registration" in cluster.engines[0].log()
+
+
+def test_an_engine_says_whether_it_runs(cluster):
+    engine = cluster.engines[0]
+    assert engine.state == "running"
+    send_signal(engine.process, signal.SIGSTOP)
+    until(lambda: engine.state == "paused")
+    send_signal(engine.process, signal.SIGCONT)
+    until(lambda: engine.state == "running")
+    send_signal(engine.process, signal.SIGKILL)
+    until(lambda: engine.state == "dead")
+
+
+def test_the_cluster_owns_its_processes_and_no_others(cluster):
+    assert all(cluster.owns(engine.process) for engine in cluster.engines)
+    assert not cluster.owns(psutil.Process())
+    assert not cluster.owns(psutil.Process(os.getppid()))
+
+
+def test_everything_of_the_cluster_is_in_sessions_of_its_own(cluster):
+    assert cluster.process is not None
+    assert os.getsid(cluster.process.pid) == cluster.process.pid != os.getsid(0)
+
+
+def test_only_the_owner_can_read_what_connects_to_the_cluster(cluster):
+    connection = cluster.folder.profile / "security"
+    assert stat.S_IMODE(connection.stat().st_mode) == 0o700
+    assert stat.S_IMODE(os.stat(cluster.connection_file).st_mode) == 0o600
+
+
+def test_everything_listens_on_loopback(cluster):
+    family = [cluster.process.pid, *(p.pid for p in psutil.Process(cluster.process.pid).children(recursive=True))]
+    listening = [
+        connection.laddr.ip
+        for pid in family
+        for connection in psutil.Process(pid).net_connections()
+        if connection.status == psutil.CONN_LISTEN
+    ]
+    assert set(listening) == {"127.0.0.1"}
+
+
+@pytest.mark.usefixtures("cluster")
+def test_the_environment_of_the_tests_is_not_marked():
+    assert MARK not in os.environ
+
+
+def test_starting_a_running_cluster_is_refused(cluster):
+    with pytest.raises(ClusterError, match="runs already"):
+        cluster.start()
+
+
+def test_the_connection_file_is_the_clients(cluster):
+    with open(cluster.connection_file) as file:
+        assert "mux" in json.load(file)
+
+
+def test_a_dead_engine_is_replaced_under_its_id(cluster):
+    before = cluster.engines
+    kill(before[1].process)
+    repairs = cluster.restore()
+    assert [(repair.slot, repair.reason) for repair in repairs] == [(1, "the engine was dead")]
+    assert cluster.engines[0] == before[0]
+    assert cluster.engines[1].ident != before[1].ident
+    assert [engine.pid for engine in cluster.engines] == pids(cluster)
+
+
+def test_all_engines_can_be_replaced_at_once(cluster):
+    kill(*(engine.process for engine in cluster.engines))
+    assert [repair.slot for repair in cluster.restore()] == [0, 1]
+    assert [engine.pid for engine in cluster.engines] == pids(cluster)
+
+
+def test_an_engine_that_died_with_its_nanny_is_replaced(cluster):
+    engine = cluster.engines[0]
+    kill(engine.nanny, engine.process)
+    cluster.restore()
+    assert [engine.pid for engine in cluster.engines] == pids(cluster)
+
+
+def test_an_engine_whose_nanny_is_paused_is_replaced(cluster):
+    engine = cluster.engines[0]
+    send_signal(engine.nanny, signal.SIGSTOP)
+    kill(engine.process)
+    cluster.restore()
+    assert [engine.pid for engine in cluster.engines] == pids(cluster)
+
+
+def test_a_paused_engine_is_resumed_and_stays(cluster):
+    before = cluster.engines
+    send_signal(before[0].process, signal.SIGSTOP)
+    assert cluster.restore() == []
+    assert cluster.engines == before
+    assert [engine.pid for engine in cluster.engines] == pids(cluster)
+
+
+def test_an_engine_that_the_hub_has_dropped_is_replaced(cluster):
+    zombie = cluster.engines[0]
+    with cluster.slots._runtime.hub() as hub:
+        hub.unregister(0)
+        assert 0 not in hub.engines(10)
+    repairs = cluster.restore()
+    assert [repair.reason for repair in repairs] == ["the hub had dropped the engine"]
+    assert zombie.state == "dead"
+    assert [engine.pid for engine in cluster.engines] == pids(cluster)
+
+
+def test_a_busy_engine_can_be_replaced(cluster):
+    client = cluster.client()
+    client[1].apply_async(time.sleep, 600)
+    before = cluster.engines
+    assert [repair.slot for repair in cluster.replace([1])] == [1]
+    client.close()
+    assert cluster.engines[0] == before[0]
+    assert [engine.pid for engine in cluster.engines] == pids(cluster)
+
+
+def test_a_cluster_grows_and_shrinks(cluster):
+    kept = cluster.engines
+    cluster.restore(4)
+    assert [engine.pid for engine in cluster.engines] == pids(cluster)
+    assert cluster.engines[:2] == kept
+    surplus = cluster.engines[2:]
+    cluster.restore(2)
+    assert cluster.engines == kept
+    assert [engine.state for engine in surplus] == ["dead", "dead"]
+    assert pids(cluster) == [engine.pid for engine in kept]
+
+
+def test_repairing_a_whole_cluster_does_nothing(cluster):
+    before = cluster.engines
+    assert cluster.restore() == []
+    assert cluster.engines == before
+
+
+def test_an_engine_on_its_way_out_is_told_to_whom_it_concerns(cluster, monkeypatch):
+    told = []
+    monkeypatch.setattr(cluster.slots, "leaving", told.append)
+    heart = cluster.engines[1].heart
+    cluster.replace([1])
+    assert told == [heart]
+
+
+def test_a_repair_that_cannot_work_says_why(cluster, monkeypatch):
+    monkeypatch.setattr(cluster.slots, "_arguments", ["--no-such-argument"])
+    with pytest.raises(RepairError, match=r"(?s)slot 1 ended with code \d+:.*no-such-argument"):
+        cluster.replace([1])
