@@ -1,0 +1,124 @@
+"""What the hearts made of a test: every verdict with its cause, as a failure handler like any other sees it."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+from pytest_ipcluster.cluster.processes import is_alive
+from pytest_ipcluster.faults.kinds import Fault, HeartFailure
+from pytest_ipcluster.report.events import Event, describe
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from pytest_ipcluster.cluster.engines import Engine
+    from pytest_ipcluster.hearts.thread import MonitorThread
+    from pytest_ipcluster.report.events import EventLog
+
+__all__ = ["Recorder"]
+
+#: Seconds for the handlers that run after ours to finish; a handler that takes longer holds up every heart
+#: anyway.
+_HANDLERS = 30.0
+
+
+class Recorder:
+    """Listens to one monitor from its creation until ``close()``, and knows which engine a heart belonged to."""
+
+    def __init__(self, hearts: MonitorThread, log: EventLog, engines: Iterable[Engine]) -> None:
+        self._hearts = hearts
+        self._log = log
+        self._begun = len(log)
+        self._engines = {engine.heart: engine for engine in engines}
+        self._faults: dict[bytes, Fault] = {}
+        self._lock = threading.Lock()
+        self._failures: list[HeartFailure] = []
+        hearts.monitor.add_heart_failure_handler(self._record)
+
+    def close(self) -> None:
+        """Listen no more."""
+        self._hearts.monitor.remove_heart_failure_handler(self._record)
+
+    def declare(self, fault: Fault) -> None:
+        """Learn of a fault before it is injected, so that the verdict that follows can name it."""
+        for engine in fault.engines:
+            self._engines[engine.heart] = engine
+            self._faults[engine.heart] = fault
+            self._log.add("fault", heart=engine.heart, slot=engine.slot, detail=f"{fault.kind} pid {engine.pid}")
+
+    def undone(self, engine: Engine, detail: str) -> None:
+        """Write down that a fault no longer acts on this engine."""
+        self._log.add("undone", heart=engine.heart, slot=engine.slot, detail=detail)
+
+    def _record(self, heart: bytes) -> None:
+        """Run on the monitor's thread for each verdict."""
+        verdict = self._hearts.monitor.failure_of(heart)
+        if verdict is None:
+            return
+        engine, fault = self._engines.get(heart), self._faults.get(heart)
+        cause, signum = _cause(engine, fault)
+        failure = HeartFailure(
+            slot=None if engine is None else engine.slot,
+            heart=heart,
+            cause=cause,
+            signal=signum,
+            injected_at=None if fault is None else fault.injected_at,
+            last_pong=verdict.last_pong,
+            verdict_at=verdict.verdict_at,
+            misses=verdict.misses,
+        )
+        with self._lock:
+            self._failures.append(failure)
+        self._log.add("verdict", heart=heart, slot=failure.slot, detail=_told(failure))
+
+    @property
+    def failures(self) -> tuple[HeartFailure, ...]:
+        """The verdicts so far, in order."""
+        with self._lock:
+            return tuple(self._failures)
+
+    @property
+    def events(self) -> tuple[Event, ...]:
+        """Everything that happened to the hearts so far, in order, with slots where they are known."""
+        return tuple(map(self._with_slot, self._log.since(self._begun)))
+
+    def _with_slot(self, event: Event) -> Event:
+        engine = self._engines.get(event.heart) if event.heart is not None else None
+        return event if engine is None or event.slot is not None else replace(event, slot=engine.slot)
+
+    def history(self) -> str:
+        """Return the events as text, one line each, with times relative to the first."""
+        return describe(self.events)
+
+    def wait_for(self, fits: Callable[[HeartFailure], bool], timeout: float) -> HeartFailure | None:
+        """Return the first verdict that fits, once every handler has run; None when none came within ``timeout`` s.
+
+        The monitor writes the event of a failure after all handlers were told of it.
+        """
+
+        def matches(event: Event) -> bool:
+            return event.kind == "failed" and self._find(fits, event.heart) is not None
+
+        event = self._log.wait_for(matches, timeout, since=self._begun)
+        return None if event is None else self._find(fits, event.heart)
+
+    def _find(self, fits: Callable[[HeartFailure], bool], heart: bytes | None) -> HeartFailure | None:
+        return next((failure for failure in self.failures if failure.heart == heart and fits(failure)), None)
+
+
+def _cause(engine: Engine | None, fault: Fault | None) -> tuple[str, int | None]:
+    """Return why this engine's heart fell silent, and the signal of ours that ended it, if one did."""
+    if engine is not None and is_alive(engine.process):
+        return "missed heartbeats", None
+    if fault is not None and fault.kind == "kill":
+        return "killed", fault.signal
+    return "exited", None
+
+
+def _told(failure: HeartFailure) -> str:
+    after = "" if failure.injected_at is None else f", {failure.verdict_at - failure.injected_at:.3f} s after the fault"
+    signum = "" if failure.signal is None else f" by signal {failure.signal}"
+    return f"{failure.cause}{signum}{after}"

@@ -1,0 +1,73 @@
+"""Engines for the tests of this folder: real processes with a real heart each, and nothing else."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+
+import psutil
+import pytest
+
+from pytest_ipcluster.cluster.engines import Engine
+from pytest_ipcluster.cluster.processes import send_signal
+from pytest_ipcluster.faults.injector import FaultInjector
+from pytest_ipcluster.hearts.thread import MonitorThread
+from pytest_ipcluster.report.events import EventLog
+
+HEART = """
+import sys, threading
+from pytest_ipcluster.hearts.heart import Heart
+Heart(sys.argv[1], sys.argv[2], heart_id=sys.argv[3]).start()
+threading.Event().wait(120)
+"""
+
+
+@dataclass
+class HeartsOnly:
+    """What an injector needs of a cluster."""
+
+    engines: tuple[Engine, ...] = ()
+    strangers: set[psutil.Process] = field(default_factory=set)
+
+    def owns(self, process: psutil.Process) -> bool:
+        return process not in self.strangers
+
+
+@pytest.fixture
+def log() -> EventLog:
+    return EventLog()
+
+
+@pytest.fixture
+def hearts(log) -> Iterator[MonitorThread]:
+    thread = MonitorThread(period=50, events=log)
+    thread.start()
+    yield thread
+    thread.stop()
+
+
+@pytest.fixture
+def cluster(hearts) -> Iterator[HeartsOnly]:
+    children = []
+    for slot in range(3):
+        command = [sys.executable, "-c", HEART, hearts.ping_url, hearts.pong_url, f"heart-{slot}"]
+        children.append(subprocess.Popen(command))
+    engines = tuple(
+        Engine(slot, f"heart-{slot}", "here", psutil.Process(child.pid), None, None)
+        for slot, child in enumerate(children)
+    )
+    for engine in engines:
+        hearts.wait_for_heart(engine.heart, 30)
+    yield HeartsOnly(engines)
+    for engine, child in zip(engines, children, strict=True):
+        send_signal(engine.process, 9)
+        child.wait()
+
+
+@pytest.fixture
+def injector(cluster, hearts, log) -> Iterator[FaultInjector]:
+    injector = FaultInjector(cluster, hearts, log)
+    yield injector
+    injector.close()
