@@ -6,6 +6,7 @@ import atexit
 import contextlib
 import subprocess
 import sys
+import time
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
@@ -192,7 +193,9 @@ class BackgroundCluster(SingletonConfigurable):
             write_profile(folder.profile, self.engine_setup, folder.cards, self.cluster_config)
         else:
             self._files = ClusterFiles(profile_folder(self.profile), _cluster_id(self.extra_args, folder.cluster_id))
-            self._named_arguments, arguments = named_profile_arguments(folder, self.engine_setup, self.extra_args)
+            self._named_arguments, arguments = named_profile_arguments(
+                folder, self.engine_setup, self._files.profile, self.extra_args
+            )
         self._runtime = Runtime(self.command, folder, self._files, child_environment(folder, private=self.private))
         self._slots = Slots(self._runtime, arguments)
         self.msg(f"Starting ipcluster: {' '.join(self.command)}")
@@ -205,10 +208,10 @@ class BackgroundCluster(SingletonConfigurable):
         Raises :class:`ClusterStartError` as soon as that cannot happen any more, because a process that it
         takes has ended.
         """
-        wanted = self.n if n is None else n
+        deadline = time.monotonic() + timeout
         if not self._running().wait_for_controller(timeout):
-            raise self._running().not_ready(timeout)
-        self.slots.wait_for(wanted, timeout)
+            raise self._running().not_ready()
+        self.slots.wait_for(self.n if n is None else n, deadline)
 
     def stop(self, kill_after: float = 5) -> None:
         """Stop the cluster within ``kill_after`` seconds: engines first, then ipcluster by an interrupt; kill the rest.

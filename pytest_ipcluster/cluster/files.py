@@ -27,7 +27,12 @@ class ClusterFiles:
     cluster_id: str
 
     def create_folders(self) -> None:
-        """Make the folders that ipcluster would make, so that they can be watched before it runs."""
+        """Make the folders that ipcluster would make, so that they can be watched before it runs.
+
+        Only in a profile that exists, or in the default one; any other is for ipcluster to make or to refuse.
+        """
+        if not self.profile.is_dir() and self.profile.name != "profile_default":
+            return
         for name in ("security", "log"):
             (self.profile / name).mkdir(mode=0o700, parents=True, exist_ok=True)
 

@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterable, Mapping
 import psutil
 
 __all__ = [
+    "KILL",
     "MARK",
     "carries",
     "descendants",
@@ -23,6 +24,7 @@ __all__ = [
     "is_paused",
     "kill_until_gone",
     "marked",
+    "resume",
     "send_signal",
     "wait_gone",
 ]
@@ -30,8 +32,8 @@ __all__ = [
 #: Environment variable whose exact value says to which cluster a process belongs. It is set for children only.
 MARK = "PYTEST_IPCLUSTER_MARK"
 
-#: How often processes are looked at where the system cannot tell when one ends (no pidfd), in seconds.
-_POLL = 0.02
+#: The signal that nothing survives. Windows has none, but psutil makes TerminateProcess of SIGTERM there.
+KILL = getattr(signal, "SIGKILL", signal.SIGTERM)
 
 
 def find(pid: int) -> psutil.Process | None:
@@ -70,6 +72,12 @@ def send_signal(process: psutil.Process, signum: int) -> bool:
     except psutil.NoSuchProcess:
         return False
     return True
+
+
+def resume(process: psutil.Process) -> bool:
+    """Let a stopped process go on; return False when it has ended, or where processes cannot be stopped at all."""
+    signum = getattr(signal, "SIGCONT", None)
+    return signum is not None and send_signal(process, signum)
 
 
 def descendants(root: psutil.Process) -> set[psutil.Process]:
@@ -129,10 +137,6 @@ def kill_until_gone(owned: Callable[[], set[psutil.Process]], timeout: float) ->
         alive = {p for p in owned() if is_alive(p)}
         quiet = 0 if alive else quiet + 1
         for process in alive:
-            send_signal(process, _KILL)
+            send_signal(process, KILL)
         wait_gone(alive, min(1.0, max(0.0, deadline - time.monotonic())))
     return {p for p in alive if is_alive(p)}
-
-
-#: Windows has no SIGKILL; there psutil turns SIGTERM into TerminateProcess, which is the same thing.
-_KILL = getattr(signal, "SIGKILL", signal.SIGTERM)

@@ -118,15 +118,17 @@ def _agent_lines(setup: EngineSetup, cards: Path) -> list[str]:
     ]
 
 
-def named_profile_arguments(folder: RunFolder, setup: EngineSetup, given: Sequence[str]) -> tuple[list[str], list[str]]:
+def named_profile_arguments(
+    folder: RunFolder, setup: EngineSetup, profile: Path, given: Sequence[str]
+) -> tuple[list[str], list[str]]:
     """Return the arguments that the user's own profile needs: for ipcluster, and for an engine that we start ourselves.
 
-    The profile's files are not ours to write, so the little that faults and hearts depend on goes to the
-    command line, except for what the user's own arguments (``given``) say already.
+    The profile's files are not ours to write, so the little that faults and hearts depend on goes to the command
+    line, except for what the user's own arguments (``given``) say already.
     """
     config = folder.path / "ipengine_config.py"
     config.write_text("\n".join(["c = get_config()", *_agent_lines(setup, folder.cards)]) + "\n")
-    engine = [f"--config={config}"]
+    engine = [*_engine_arguments(profile), f"--config={config}"]
     wanted = {
         "--cluster-id": folder.cluster_id,
         "--IPClusterStart.early_shutdown": "0",
@@ -134,6 +136,17 @@ def named_profile_arguments(folder: RunFolder, setup: EngineSetup, given: Sequen
     }
     names = {argument.split("=", 1)[0] for argument in given}
     return [f"{name}={value}" for name, value in wanted.items() if name not in names], engine
+
+
+def _engine_arguments(profile: Path) -> list[str]:
+    """Return the arguments that the profile itself gives to engines, which the command line would replace."""
+    from traitlets.config.loader import ConfigFileNotFound, PyFileConfigLoader
+
+    try:
+        config = PyFileConfigLoader("ipcluster_config.py", path=str(profile)).load_config()
+    except ConfigFileNotFound:
+        return []
+    return list(config.EngineLauncher.get("engine_args", []))
 
 
 def child_environment(folder: RunFolder, *, private: bool) -> dict[str, str]:

@@ -42,11 +42,13 @@ class Runtime:
         self._known: set[psutil.Process] = set()
         self._children: list[subprocess.Popen[bytes]] = []
         self._process: subprocess.Popen[bytes] | None = None
+        self._launched_at = 0.0
 
     def launch(self) -> None:
         """Start ipcluster. Whatever happens meanwhile, ``stop`` finds what was started by its mark."""
         self.files.create_folders()
         self.folder.output.unlink(missing_ok=True)  # what an earlier run in this folder said is no news
+        self._launched_at = time.monotonic()
         self._process = self.spawn(self.command, self.folder.output)
 
     @property
@@ -129,10 +131,15 @@ class Runtime:
             return True
         return False
 
-    def not_ready(self, timeout: float) -> ClusterStartError:
-        """Return the error for a controller that lives but did not answer within ``timeout`` seconds."""
+    def not_ready(self) -> ClusterStartError:
+        """Return the error for a controller that lives but has not answered in time."""
         with Wakeup() as wakeup:
-            return self.watch(wakeup).error(f"the controller did not answer within {timeout:g} s")
+            return self.watch(wakeup).error(f"the controller has not answered {self.age:.1f} s after the start")
+
+    @property
+    def age(self) -> float:
+        """The seconds since ipcluster was launched."""
+        return time.monotonic() - self._launched_at
 
     @contextlib.contextmanager
     def hub(self) -> Iterator[Hub]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import signal
 import subprocess
 import sys
 import time
@@ -16,9 +15,8 @@ import psutil
 from pytest_ipcluster.cluster.diagnosis import tail
 from pytest_ipcluster.cluster.engines import Engine, read_engines
 from pytest_ipcluster.cluster.hub import Hub
-from pytest_ipcluster.cluster.processes import find, send_signal, wait_gone
+from pytest_ipcluster.cluster.processes import KILL, find, resume, send_signal, wait_gone
 from pytest_ipcluster.cluster.runtime import Runtime
-from pytest_ipcluster.cluster.startup import StartWatch
 from pytest_ipcluster.cluster.wakeup import Wakeup
 from pytest_ipcluster.errors import RepairError
 
@@ -57,31 +55,23 @@ class Slots:
 
     # -- readiness ---------------------------------------------------------------------------------
 
-    def wait_for(self, n: int, timeout: float) -> None:
-        """Wait until ``n`` engines are registered; raise ClusterStartError when they are not within ``timeout`` s.
+    def wait_for(self, n: int, deadline: float) -> None:
+        """Wait until ``n`` engines are registered, at most until ``deadline`` on the clock of ``time.monotonic()``.
 
-        The error comes at once when a process that it takes has ended.
+        Raises ClusterStartError; at once when a process that it takes has ended.
         """
-        deadline = time.monotonic() + timeout
+        wanted = set(range(n))
         with Wakeup() as wakeup, self._runtime.hub() as hub:
             watch = self._runtime.watch(wakeup)
-            wanted = set(range(n))
             registered = hub.wait_until(lambda ids: wanted <= ids.keys(), deadline, wakeup, watch.check)
             if registered is None:
-                raise self._too_few(n, timeout, hub.engines(_SOON), watch)
+                found, age = sorted(hub.engines(_SOON)), self._runtime.age
+                cause = f"{len(found)} of {n} engines were registered {age:.1f} s after the start: {found}"
+                raise watch.error(cause, self._any_log())
             self._read(registered)
-            missing = wanted - self._engines.keys()
-            if missing:
-                raise watch.error(
-                    f"the engines in slots {sorted(missing)} registered without the plugin's agent",
-                    self._any_log(),
-                )
-
-    def _too_few(self, n: int, timeout: float, registered: dict[int, str], watch: StartWatch) -> Exception:
-        return watch.error(
-            f"{len(registered)} of {n} engines were registered after {timeout:g} s: {sorted(registered)}",
-            self._any_log(),
-        )
+            if missing := wanted - self._engines.keys():
+                cause = f"the engines in slots {sorted(missing)} registered without the plugin's agent"
+                raise watch.error(cause, self._any_log())
 
     def _any_log(self) -> Path | None:
         return next((role.log for role in self._runtime.roles().engines), None)
@@ -122,7 +112,7 @@ class Slots:
         if engine is None:
             return "there was no engine"
         if engine.state == "paused":
-            send_signal(engine.process, signal.SIGCONT)
+            resume(engine.process)
         if engine.state == "dead":
             return "the engine was dead"
         if registered.get(slot) != engine.ident:
@@ -152,7 +142,7 @@ class Slots:
             self.leaving(engine.heart)
             processes |= {p for p in (engine.nanny, engine.process) if p is not None}
         for process in processes:
-            send_signal(process, signal.SIGKILL)
+            send_signal(process, KILL)
         if left := wait_gone(processes, _SOON):
             raise RepairError(
                 f"engine processes {sorted(p.pid for p in left)} are still alive {_SOON:g} s after being killed"

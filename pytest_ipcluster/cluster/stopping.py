@@ -8,7 +8,7 @@ from collections.abc import Callable, Collection
 
 import psutil
 
-from pytest_ipcluster.cluster.processes import is_alive, kill_until_gone, send_signal, wait_gone
+from pytest_ipcluster.cluster.processes import KILL, is_alive, kill_until_gone, send_signal, wait_gone
 from pytest_ipcluster.errors import ClusterStopError
 
 __all__ = ["stop_cluster"]
@@ -51,7 +51,7 @@ def _dismiss(engines: Collection[psutil.Process], grace: float) -> None:
     for engine in engines:
         send_signal(engine, signal.SIGTERM)
     for engine in wait_gone(engines, grace):
-        send_signal(engine, getattr(signal, "SIGKILL", signal.SIGTERM))
+        send_signal(engine, KILL)
 
 
 def _status(process: psutil.Process) -> str:

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, NoReturn
 
-from pytest_ipcluster.cluster.processes import send_signal, wait_gone
+from pytest_ipcluster.cluster.processes import KILL, resume, send_signal, wait_gone
 from pytest_ipcluster.errors import FaultError
 from pytest_ipcluster.faults.expectations import Expectation, check_cause
 from pytest_ipcluster.faults.kinds import Fault, HeartFailure, Target, check_slot, targets
@@ -46,7 +46,7 @@ class FaultInjector:
 
     def kill(self, slot: Target) -> Fault:
         """Kill engines with SIGKILL: they die at once, in the middle of whatever they do."""
-        return self._signal("kill", slot, signal.SIGKILL)
+        return self._signal("kill", slot, KILL)
 
     def terminate(self, slot: Target) -> Fault:
         """Ask engines to end with SIGTERM. An idle one does so at once, a busy one only after its task."""
@@ -54,11 +54,11 @@ class FaultInjector:
 
     def pause(self, slot: Target) -> Fault:
         """Stop engines with SIGSTOP: they exist but answer nothing, the classic lost heartbeat."""
-        return self._signal("pause", slot, signal.SIGSTOP)
+        return self._signal("pause", slot, _signal_named("SIGSTOP"))
 
     def resume(self, slot: Target) -> Fault:
         """Let paused engines go on with SIGCONT; their hearts are soon heard again."""
-        fault = self._signal("resume", slot, signal.SIGCONT)
+        fault = self._signal("resume", slot, _signal_named("SIGCONT"))
         for pause in self._lasting():
             if set(pause.slots) <= set(fault.slots):
                 pause.undone_at = fault.injected_at
@@ -93,7 +93,7 @@ class FaultInjector:
         self._recorder.close()
         for fault in self._lasting():
             for engine in fault.engines:
-                if send_signal(engine.process, signal.SIGCONT):
+                if resume(engine.process):
                     self._recorder.undone(engine, f"resumed pid {engine.pid}")
             fault.undone_at = time.monotonic()
         self._see_off()
@@ -102,7 +102,7 @@ class FaultInjector:
         """Wait until what was told to die is dead, and insist where it is not: the next test must not meet it."""
         doomed = {engine.process for fault in self._faults if fault.kind in _DEADLY for engine in fault.engines}
         for process in wait_gone(doomed, _GRACE):
-            send_signal(process, signal.SIGKILL)
+            send_signal(process, KILL)
         wait_gone(doomed, _GRACE)
 
     # -- records -----------------------------------------------------------------------------------
@@ -176,3 +176,10 @@ class FaultInjector:
 
     def _fail(self, complaint: str) -> NoReturn:
         raise AssertionError(f"{complaint}\nwhat happened to the hearts:\n{self._recorder.history()}")
+
+
+def _signal_named(name: str) -> int:
+    """Return the signal; raise FaultError on a system that has none of this name."""
+    if not hasattr(signal, name):
+        raise FaultError(f"this system has no {name}, so engines cannot be paused here")
+    return int(getattr(signal, name))

@@ -72,6 +72,16 @@ def test_files_without_an_id_are_left_alone(tmp_path):
     assert files.client_file.exists()
 
 
+def test_a_profile_that_does_not_exist_is_not_made(tmp_path):
+    ClusterFiles(tmp_path / "profile_nosuch", "abc").create_folders()
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_the_default_profile_is_made_as_ipython_would(tmp_path):
+    ClusterFiles(tmp_path / "profile_default", "abc").create_folders()
+    assert (tmp_path / "profile_default" / "security").is_dir()
+
+
 def test_a_profile_is_looked_for_where_ipython_would(monkeypatch, tmp_path):
     monkeypatch.setenv("IPYTHONDIR", str(tmp_path))
     assert profile_folder("x") == tmp_path / "profile_x"

@@ -141,15 +141,22 @@ def test_only_a_private_profile_moves_ipythons_folder(folder, monkeypatch, priva
     assert child_environment(folder, private=private)["IPYTHONDIR"] == expected
 
 
-def test_a_named_profile_gets_what_faults_depend_on_by_the_command_line(folder):
-    arguments, engine = named_profile_arguments(folder, EngineSetup(), [])
+def test_a_named_profile_gets_what_faults_depend_on_by_the_command_line(folder, tmp_path):
+    arguments, engine = named_profile_arguments(folder, EngineSetup(), tmp_path, [])
     assert f"--cluster-id={folder.cluster_id}" in arguments
     assert "--IPClusterStart.early_shutdown=0" in arguments
     assert f"--EngineLauncher.engine_args={engine!r}" in arguments
 
 
-def test_an_argument_of_the_user_is_not_given_twice(folder):
+def test_engine_arguments_of_the_profile_itself_are_kept(folder, tmp_path):
+    (tmp_path / "ipcluster_config.py").write_text("c.EngineLauncher.engine_args = ['--debug']")
+    arguments, engine = named_profile_arguments(folder, EngineSetup(), tmp_path, [])
+    assert engine == ["--debug", f"--config={folder.path / 'ipengine_config.py'}"]
+    assert f"--EngineLauncher.engine_args={engine!r}" in arguments
+
+
+def test_an_argument_of_the_user_is_not_given_twice(folder, tmp_path):
     arguments, _ = named_profile_arguments(
-        folder, EngineSetup(), ["--cluster-id=mine", "--IPClusterStart.early_shutdown=9"]
+        folder, EngineSetup(), tmp_path, ["--cluster-id=mine", "--IPClusterStart.early_shutdown=9"]
     )
     assert [argument.split("=")[0] for argument in arguments] == ["--EngineLauncher.engine_args"]

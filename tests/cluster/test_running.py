@@ -78,12 +78,11 @@ def test_only_the_owner_can_read_what_connects_to_the_cluster(cluster):
 
 
 def test_everything_listens_on_loopback(cluster):
-    family = [cluster.process.pid, *(p.pid for p in psutil.Process(cluster.process.pid).children(recursive=True))]
+    family = {cluster.process.pid, *(p.pid for p in psutil.Process(cluster.process.pid).children(recursive=True))}
     listening = [
         connection.laddr.ip
-        for pid in family
-        for connection in psutil.Process(pid).net_connections()
-        if connection.status == psutil.CONN_LISTEN
+        for connection in psutil.net_connections("tcp")
+        if connection.pid in family and connection.status == psutil.CONN_LISTEN
     ]
     assert set(listening) == {"127.0.0.1"}
 

@@ -32,7 +32,8 @@ def fails(new_cluster):
         assert time.monotonic() - begun < PATIENCE / 2
         cluster.stop()
         assert left_of(cluster) == []
-        assert caught.value.command[-1:] == cluster.extra_args[-1:] or not cluster.extra_args
+        if cluster.extra_args:
+            assert caught.value.command[-1] == cluster.extra_args[-1]
         return caught.value
 
     return fails
@@ -121,7 +122,7 @@ def test_a_port_that_is_taken(fails, taken_port, position):
 def test_engines_that_do_not_come_in_time(new_cluster):
     cluster = new_cluster(n=1)
     cluster.start(check_after=PATIENCE)
-    with pytest.raises(ClusterStartError, match=r"1 of 2 engines were registered after 2 s: \[0\]"):
+    with pytest.raises(ClusterStartError, match=r"1 of 2 engines were registered [\d.]+ s after the start: \[0\]"):
         cluster.wait_for_engines(2, timeout=2)
 
 

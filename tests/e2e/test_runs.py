@@ -58,6 +58,12 @@ def test_a_cluster_that_cannot_start_errs_each_test_once_and_is_tried_once(run, 
     )
 
 
+def test_a_start_that_takes_too_long_is_ended_at_its_timeout(run):
+    result = run("def test_it(ipcluster): pass", "--ipcluster-start-timeout=0.2")
+    result.assert_outcomes(errors=1)
+    result.stdout.fnmatch_lines(["E*ClusterStartError: *the controller has not answered * s after the start*"])
+
+
 def test_a_session_starts_one_cluster_for_all_shapes_that_differ_in_number(run, pytester):
     result = run(
         """

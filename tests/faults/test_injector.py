@@ -151,6 +151,12 @@ def test_a_process_that_is_not_the_clusters_is_not_touched(injector, cluster):
     assert injector.faults == ()
 
 
+def test_a_system_that_cannot_pause_says_so(injector, monkeypatch):
+    monkeypatch.delattr("signal.SIGSTOP")
+    with pytest.raises(FaultError, match="this system has no SIGSTOP"):
+        injector.pause(0)
+
+
 def test_closing_resumes_what_is_paused(injector, cluster, log):
     injector.pause([0, 1])
     injector.resume(1)

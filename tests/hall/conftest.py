@@ -9,7 +9,8 @@ import pytest
 
 from pytest_ipcluster.settings import SETTINGS, Settings
 
-PLUGIN = ("-p", "pytest_ipcluster.plugin")
+# By the name of its entry point: pytest 8.4 warns of a module that is given by its path and was imported before.
+PLUGIN = ("-p", "ipcluster")
 
 # Stands in for the real fixture, which would start a cluster: hands out the shape, and tells when it is set up.
 STUB = """
@@ -63,6 +64,6 @@ def hall(pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch) -> Hall:
     for name in list(os.environ):
         if name.startswith("PYTEST_IPCLUSTER_") or name == "IPYTHONDIR":
             monkeypatch.delenv(name)
-    # Loaded by its name and by nothing else, it is loaded once, whether or not it is installed here.
+    # Loaded by its name and by nothing else, it is loaded once.
     monkeypatch.setenv("PYTEST_DISABLE_PLUGIN_AUTOLOAD", "1")
     return Hall(pytester, monkeypatch)

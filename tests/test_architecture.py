@@ -1,0 +1,143 @@
+"""The rooms of the house and the arrows between them: who may import whom."""
+
+from __future__ import annotations
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+PACKAGE = Path(__file__).parent.parent / "pytest_ipcluster"
+HEAVY = {"zmq", "traitlets", "tornado", "psutil", "IPython", "ipyparallel", "jupyter_client"}
+
+# Room (a module or a folder) -> the rooms that it may import; what is not named may not be imported.
+ARROWS = {
+    "__init__": {"cluster", "hearts", "errors"},  # only inside __getattr__ and for type checkers
+    "plugin": {"fixtures", "options", "settings"},
+    "fixtures": {"keeper", "settings", "faults", "hearts", "cluster", "errors"},
+    "keeper": {"settings", "hearts", "cluster", "report.events", "errors"},
+    "settings": {"options", "cluster.launchers"},
+    "options": {"cluster.launchers"},
+    "faults": {"hearts", "cluster", "report.events", "errors"},
+    "hearts": {"report.events", "errors"},
+    "cluster": {"report.events", "errors"},
+    "report": {"errors"},
+    "errors": set(),
+}
+# Where ipyparallel may be named, and which modules run inside engines.
+KNOWS_IPYPARALLEL = {"cluster"}
+ON_ENGINES = {"hearts.agent": {"hearts.heart"}, "hearts.heart": set(), "cluster.renewal": set()}
+
+MODULES = sorted(PACKAGE.rglob("*.py"))
+
+
+def name_of(path: Path) -> str:
+    """Return the module's name below the package, ``cluster.hub``; a folder's ``__init__`` is the folder."""
+    parts = path.relative_to(PACKAGE).with_suffix("").parts
+    return ".".join(parts[:-1] if parts[-1] == "__init__" and len(parts) > 1 else parts)
+
+
+def imports(path: Path) -> set[str]:
+    """Return the full names of all modules that are imported anywhere in this file."""
+    found = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            found.add(node.module)
+            found |= {
+                f"{node.module}.{alias.name}" for alias in node.names if node.module.startswith("pytest_ipcluster")
+            }
+    return found
+
+
+def ours(path: Path) -> set[str]:
+    """Return the modules of this package that are imported, below the package's name."""
+    names = {name.removeprefix("pytest_ipcluster.") for name in imports(path) if name.startswith("pytest_ipcluster.")}
+    known = {name_of(module) for module in MODULES}
+    return {name for name in names if name in known}
+
+
+def room(module: str) -> str:
+    return module.split(".")[0]
+
+
+def test_every_room_is_in_the_table():
+    assert {room(name_of(path)) for path in MODULES} == set(ARROWS)
+
+
+@pytest.mark.parametrize("path", MODULES, ids=name_of)
+def test_imports_follow_the_arrows(path):
+    allowed = ARROWS[room(name_of(path))]
+    for imported in ours(path):
+        if room(imported) != room(name_of(path)):
+            assert imported in allowed or room(imported) in allowed, f"{name_of(path)} imports {imported}"
+
+
+def test_the_arrows_make_no_circle():
+    left = {name: {room(target) for target in targets} - {name} for name, targets in ARROWS.items()}
+    left["settings"].discard("cluster")  # cluster.launchers alone: standard library only, imports nothing of ours
+    left["options"].discard("cluster")
+    while left:
+        free = {name for name, targets in left.items() if not targets & left.keys()}
+        assert free, left
+        left = {name: targets for name, targets in left.items() if name not in free}
+
+
+@pytest.mark.parametrize("path", MODULES, ids=name_of)
+def test_only_the_hall_knows_pytest(path):
+    if room(name_of(path)) in {"cluster", "hearts", "faults", "report", "errors", "__init__"}:
+        assert not any(name.split(".")[0] in {"pytest", "_pytest"} for name in imports(path))
+
+
+@pytest.mark.parametrize("path", MODULES, ids=name_of)
+def test_ipyparallel_is_named_in_its_room_only(path):
+    # The hall's fixtures and keeper name its types, for type checkers only.
+    named = {name for name in imports(path) if name.split(".")[0] == "ipyparallel"}
+    assert not named or room(name_of(path)) in KNOWS_IPYPARALLEL | {"fixtures", "keeper"}
+
+
+@pytest.mark.parametrize("module", sorted(ON_ENGINES))
+def test_what_runs_on_engines_needs_next_to_nothing(module):
+    path = PACKAGE / f"{module.replace('.', '/')}.py"
+    assert ours(path) == ON_ENGINES[module]
+
+
+def test_cluster_launchers_imports_nothing_of_ours():
+    assert ours(PACKAGE / "cluster" / "launchers.py") == set()
+
+
+def fresh(code: str) -> str:
+    return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=60).stdout
+
+
+def test_a_fresh_interpreter_with_the_plugin_has_nothing_heavy_in_it():
+    loaded = fresh("import sys, pytest, pytest_ipcluster, pytest_ipcluster.plugin; print(*sys.modules)").split()
+    assert {name.split(".")[0] for name in loaded} & HEAVY == set()
+
+
+def test_what_runs_on_engines_runs_where_pytest_is_not():
+    code = "import sys; sys.modules['pytest'] = sys.modules['_pytest'] = None\n"
+    assert (
+        fresh(code + "import pytest_ipcluster.hearts.agent, pytest_ipcluster.cluster.renewal; print('runs')")
+        == "runs\n"
+    )
+
+
+def test_every_module_imports_on_a_system_without_posix():
+    names = [f"pytest_ipcluster.{name_of(path)}" for path in MODULES if name_of(path) != "__init__"]
+    code = f"""
+import importlib, os, signal, sys
+import ipyparallel, psutil, pytest, zmq.eventloop.zmqstream
+for name in ("SIGKILL", "SIGSTOP", "SIGCONT"):
+    delattr(signal, name)
+for name in ("pidfd_open", "O_NONBLOCK", "O_CLOEXEC", "fork", "getsid"):
+    delattr(os, name)
+sys.platform = "win32"
+for name in {names!r}:
+    importlib.import_module(name)
+print("imports")
+"""
+    assert fresh(code) == "imports\n"
