@@ -33,8 +33,8 @@ def test_the_pid_of_a_slot_is_that_of_the_engine_with_this_id(cluster):
 
 def test_an_engines_heart_is_its_uuid(cluster):
     client = cluster.client()
-    client[:].execute("ident = get_ipython().kernel.ident", block=True)
-    idents = client[:].pull("ident", block=True)
+    client[:].execute("ident = get_ipython().kernel.ident").get(30)
+    idents = client[:].pull("ident").get(30)
     client.close()
     assert [engine.ident for engine in cluster.engines] == idents
     assert [engine.heart.decode() for engine in cluster.engines] == idents
