@@ -218,12 +218,8 @@ class Keeper:
         self.raise_handler_errors()
 
     def raise_handler_errors(self) -> None:
-        """Raise what heart handlers have raised since this was last asked: the one exception, or all as a group."""
-        errors = [error.exception for error in self.hearts.monitor.take_handler_errors()]
-        if len(errors) > 1:
-            raise BaseExceptionGroup("heart handlers raised", errors)
-        for error in errors:
-            raise error
+        """Raise what heart handlers have raised since this was last asked."""
+        self.hearts.monitor.raise_handler_errors()
 
     def close(self) -> None:
         """Stop the cluster and the monitor and remove their folder. May be called twice."""

@@ -6,7 +6,7 @@ import json
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,7 +15,7 @@ import psutil
 from pytest_ipcluster.cluster.diagnosis import tail
 from pytest_ipcluster.cluster.engines import Engine, read_engines
 from pytest_ipcluster.cluster.hub import Hub
-from pytest_ipcluster.cluster.processes import KILL, find, resume, send_signal, wait_gone
+from pytest_ipcluster.cluster.processes import KILL, descendants, find, resume, send_signal, wait_gone
 from pytest_ipcluster.cluster.runtime import Runtime
 from pytest_ipcluster.cluster.wakeup import Wakeup
 from pytest_ipcluster.errors import RepairError
@@ -68,7 +68,7 @@ class Slots:
                 found, age = sorted(hub.engines(_SOON)), self._runtime.age
                 cause = f"{len(found)} of {n} engines were registered {age:.1f} s after the start: {found}"
                 raise watch.error(cause, self._any_log())
-            self._read(registered)
+            self._engines = self._found(registered)
             if missing := wanted - self._engines.keys():
                 cause = f"the engines in slots {sorted(missing)} registered without the plugin's agent"
                 raise watch.error(cause, self._any_log())
@@ -76,9 +76,10 @@ class Slots:
     def _any_log(self) -> Path | None:
         return next((role.log for role in self._runtime.roles().engines), None)
 
-    def _read(self, registered: dict[int, str]) -> None:
+    def _found(self, registered: dict[int, str]) -> dict[int, Engine]:
+        """Return the engines that are registered and have left their card, also those that somebody else added."""
         logs = {role.pid: role.log for role in self._runtime.roles().engines if role.pid and role.log}
-        self._engines = read_engines(registered, self._runtime.folder.cards, {**logs, **self._logs})
+        return read_engines(registered, self._runtime.folder.cards, {**logs, **self._logs})
 
     def backlog(self) -> int:
         """Return how many load-balanced tasks still wait for an engine, whoever submitted them."""
@@ -98,10 +99,11 @@ class Slots:
             raise RepairError(lost)
         with self._runtime.hub() as hub:
             registered = hub.engines(min(timeout, _SOON))
+            self._engines = {**self._found(registered), **self._engines}
             reasons = {slot: reason for slot in range(n) if (reason := self._defect(slot, registered))}
             surplus = set(registered) - set(range(n))
             if reasons or surplus:
-                self._vacate(hub, {*reasons, *surplus}, registered)
+                self._vacate(hub, {*reasons, *surplus})
                 self._fill(hub, sorted(reasons), range(n), begun + timeout)
         seconds = time.monotonic() - begun
         return [Repair(slot, reason, seconds) for slot, reason in sorted(reasons.items())]
@@ -125,17 +127,16 @@ class Slots:
         wanted = sorted(slots)
         with self._runtime.hub() as hub:
             keep = list(self._engines)
-            self._vacate(hub, wanted, hub.engines(min(timeout, _SOON)))
+            self._vacate(hub, wanted)
             self._fill(hub, wanted, keep, begun + timeout)
         return [Repair(slot, "the engine was stuck", time.monotonic() - begun) for slot in wanted]
 
-    def _vacate(self, hub: Hub, slots: Iterable[int], registered: dict[int, str]) -> None:
+    def _vacate(self, hub: Hub, slots: Collection[int]) -> None:
         """End whatever is left of these slots' engines, and have the hub forget them.
 
         The nanny must be gone before a new engine takes the id: its farewell names only the id, and would
         strike the new one off.
         """
-        slots = list(slots)
         leaving = [self._engines[slot] for slot in slots if slot in self._engines]
         processes: set[psutil.Process] = set()
         for engine in leaving:
@@ -149,8 +150,7 @@ class Slots:
             )
         for slot in slots:
             self._engines.pop(slot, None)
-            if slot in registered:
-                hub.unregister(slot)
+            hub.unregister(slot)  # also when it is not registered, for its registration may be pending
 
     def _fill(self, hub: Hub, slots: Sequence[int], expected: Iterable[int], deadline: float) -> None:
         """Start engines in these slots, all at once, and wait until the hub knows exactly the ``expected`` ones."""
@@ -168,15 +168,21 @@ class Slots:
             for start in starts:
                 if (process := find(start.process.pid)) is not None:
                     wakeup.watch_process(process)
-            registered = self._wait(
-                hub,
-                lambda ids: ids.keys() == wanted,
-                deadline,
-                wakeup,
-                starts,
-                "the new engines did not register",
-            )
-        self._read(registered)
+            try:
+                registered = self._wait(
+                    hub,
+                    lambda ids: ids.keys() == wanted,
+                    deadline,
+                    wakeup,
+                    starts,
+                    "the new engines did not register",
+                )
+            except BaseException:
+                self._take_back(hub, starts)
+                raise
+        self._engines = self._found(registered)
+        if missing := wanted - self._engines.keys():
+            raise RepairError(f"the engines in slots {sorted(missing)} registered without the plugin's agent")
 
     def _wait(
         self,
@@ -187,19 +193,32 @@ class Slots:
         starts: Sequence[_Start],
         otherwise: str,
     ) -> dict[int, str]:
-        def check() -> None:
-            for start in starts:
-                if start.process.poll() is not None:
-                    raise RepairError(
-                        f"the new engine in slot {start.slot} ended with code {start.process.returncode}:\n"
-                        f"{tail(start.log)}"
-                    )
-
-        registered = hub.wait_until(reached, deadline, wakeup, check)
+        registered = hub.wait_until(reached, deadline, wakeup, lambda: self._check(starts))
         if registered is None:
             logs = "\n".join(tail(start.log) for start in starts)
             raise RepairError(f"{otherwise} in time; registered are {sorted(hub.engines(_SOON))}\n{logs}".rstrip())
         return registered
+
+    def _take_back(self, hub: Hub, starts: Sequence[_Start]) -> None:
+        """End engines that were started for nothing, and have the hub forget that they were coming."""
+        processes = {process for start in starts if (process := find(start.process.pid)) is not None}
+        for process in list(processes):
+            processes |= descendants(process)
+        for process in processes:
+            send_signal(process, KILL)
+        wait_gone(processes, _SOON)
+        for start in starts:
+            hub.unregister(start.slot)
+
+    def _check(self, starts: Sequence[_Start]) -> None:
+        """Raise RepairError when one of the engines that are counted on has ended."""
+        for start in starts:
+            if start.process.poll() is not None:
+                code = start.process.returncode
+                raise RepairError(f"the new engine in slot {start.slot} ended with code {code}:\n{tail(start.log)}")
+        for engine in self._engines.values():
+            if engine.state == "dead":
+                raise RepairError(f"the engine in slot {engine.slot} (pid {engine.pid}) ended during the repair")
 
     def _start(self, slot: int) -> _Start:
         """Start one engine under this id, as ipcluster's local launcher would."""

@@ -145,7 +145,7 @@ class FaultInjector:
         if injected:
             expectation.since = injected[0].declared_at
         self._recorder.wait_for(expectation.concerns, expectation.since + within - time.monotonic())
-        self._raise_handler_error()
+        self._hearts.monitor.raise_handler_errors()
         if complaint := expectation.complaint(self.failures):
             self._fail(complaint)
         expectation.failure = next(filter(expectation.concerns, self.failures))
@@ -165,14 +165,10 @@ class FaultInjector:
 
     def _wait_for(self, engine: Engine, since: float, timeout: float) -> HeartFailure:
         failure = self._recorder.wait_for(lambda f: f.heart == engine.heart and f.verdict_at >= since, timeout)
-        self._raise_handler_error()
+        self._hearts.monitor.raise_handler_errors()
         if failure is None:
             self._fail(f"no failure handler fired for slot {engine.slot} within {timeout:g} s")
         return failure
-
-    def _raise_handler_error(self) -> None:
-        for error in self._hearts.monitor.take_handler_errors():
-            raise error.exception
 
     def _fail(self, complaint: str) -> NoReturn:
         raise AssertionError(f"{complaint}\nwhat happened to the hearts:\n{self._recorder.history()}")

@@ -205,6 +205,14 @@ class HeartMonitor(LoggingConfigurable):
         del self._handler_errors[:count]
         return taken
 
+    def raise_handler_errors(self) -> None:
+        """Raise what handlers have raised since the errors were last taken: the one exception, or all as a group."""
+        errors = [error.exception for error in self.take_handler_errors()]
+        if len(errors) > 1:
+            raise BaseExceptionGroup("heart handlers raised", errors)
+        for error in errors:
+            raise error
+
     # -- inside
 
     def _tick(self) -> None:

@@ -188,6 +188,18 @@ def test_an_engine_on_its_way_out_is_told_to_whom_it_concerns(cluster, monkeypat
     assert told == [heart]
 
 
+def test_an_engine_that_dies_during_a_repair_ends_it_at_once(cluster, monkeypatch):
+    start = cluster.slots._start
+
+    def start_and_kill_another(slot):
+        kill(cluster.engines[0].process)
+        return start(slot)
+
+    monkeypatch.setattr(cluster.slots, "_start", start_and_kill_another)
+    with pytest.raises(RepairError, match=r"the engine in slot 0 .* ended during the repair"):
+        cluster.replace([1])
+
+
 def test_a_repair_that_cannot_work_says_why(cluster, monkeypatch):
     monkeypatch.setattr(cluster.slots, "_arguments", ["--no-such-argument"])
     with pytest.raises(RepairError, match=r"(?s)slot 1 ended with code \d+:.*no-such-argument"):

@@ -94,6 +94,20 @@ def test_a_handler_that_raises_fails_the_expectation_with_its_own_exception(inje
         injector.kill(1)
 
 
+def test_handlers_that_raise_are_told_together(injector, hearts):
+    def broken(heart):
+        raise LookupError(heart)
+
+    def broken_too(heart):
+        raise ArithmeticError(heart)
+
+    hearts.monitor.add_heart_failure_handler(broken)
+    hearts.monitor.add_heart_failure_handler(broken_too)
+    with pytest.raises(ExceptionGroup, match="heart handlers raised") as caught, injector.expect(1, within=SOON):
+        injector.kill(1)
+    assert [type(error) for error in caught.value.exceptions] == [LookupError, ArithmeticError]
+
+
 def test_a_failure_that_does_not_come_is_told_with_the_history(injector):
     with pytest.raises(AssertionError) as caught, injector.expect(0, within=0.1):
         injector.resume(2)
