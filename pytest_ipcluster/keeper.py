@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from traceback import format_exception
 from typing import TYPE_CHECKING
@@ -150,19 +151,19 @@ class Keeper:
         self.restore()
         for repair in (self._replace, self._restart_for):
             with self._connected() as client:
-                stuck, backlog = clean_engines(client, _PATIENCE), self._running().slots.backlog()
-                if not stuck and not backlog:
+                left = _Leftovers(clean_engines(client, _PATIENCE), self._running().slots.backlog())
+                if not left.stuck and not left.backlog:
                     yield client
                     return
-            repair(stuck, backlog)
+            repair(left)
         with self._connected() as client:
             yield client
 
-    def _replace(self, stuck: Sequence[int], backlog: int) -> None:  # noqa: ARG002 - one signature for both repairs
-        self._note(self._running().replace(stuck, self._settings.start_timeout))
+    def _replace(self, left: _Leftovers) -> None:
+        self._note(self._running().replace(left.stuck, self._settings.start_timeout))
 
-    def _restart_for(self, stuck: Sequence[int], backlog: int) -> None:
-        self._restart(f"an earlier test left engines {list(stuck)} busy and {backlog} tasks queued")
+    def _restart_for(self, left: _Leftovers) -> None:
+        self._restart(f"an earlier test left engines {left.stuck} busy and {left.backlog} tasks queued")
 
     @contextmanager
     def _connected(self) -> Iterator[Client]:
@@ -231,6 +232,14 @@ class Keeper:
             if self._cluster is not None:
                 stack.callback(self._cluster.stop, self._settings.kill_after)
         self._cluster = self._hearts = self._folder = None
+
+
+@dataclass(frozen=True, slots=True)
+class _Leftovers:
+    """What an earlier test left: engines that do not come clean, and tasks that wait in the scheduler."""
+
+    stuck: list[int]
+    backlog: int
 
 
 def importable_folders(config: pytest.Config, items: Iterable[pytest.Item]) -> list[str]:

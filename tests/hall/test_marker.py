@@ -191,7 +191,6 @@ class TestMistakes:
         hall.run_tests(source, "test_it.py::test_b").assert_outcomes(passed=1)
 
     def test_under_xdist_a_mistake_is_told_once_without_internal_error(self, hall):
-        pytest.importorskip("xdist")
         source = """
             import pytest
 
