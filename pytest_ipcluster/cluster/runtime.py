@@ -97,7 +97,9 @@ class Runtime:
         if self.process.poll() is not None:
             return f"ipcluster has ended with exit code {self.process.returncode}"
         controller = self.roles().controller
-        if controller is None or controller.pid is None:
+        if controller is None:  # struck off ipcluster's file, unless that is just being written
+            return "" if self._controller_answers() else "the controller has ended"
+        if controller.pid is None:
             return ""
         process = find(controller.pid)
         return "" if process is not None and is_alive(process) else f"the controller (pid {controller.pid}) has ended"

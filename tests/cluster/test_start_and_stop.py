@@ -13,7 +13,8 @@ import psutil
 import pytest
 from clusters import kill, left_of, pids, until
 
-from pytest_ipcluster import ClusterError
+from pytest_ipcluster import ClusterError, RepairError
+from pytest_ipcluster.cluster.hub import Hub, HubSilentError
 from pytest_ipcluster.cluster.processes import descendants, find, send_signal
 
 
@@ -226,3 +227,22 @@ def test_the_controllers_configuration_reaches_it(new_cluster):
         client = cluster.client()
         assert client._task_scheme == "pure"
         client.close()
+
+
+def test_a_lost_controller_is_noticed_without_waiting_for_its_answer(started, monkeypatch):
+    cluster = started()
+    kill(controller(cluster))
+
+    def silent(hub: Hub, timeout: float) -> None:
+        assert timeout < 1
+        raise HubSilentError("the hub is gone")
+
+    monkeypatch.setattr(Hub, "engines", silent)
+    with pytest.raises(RepairError, match=r"the controller .*has ended|ipcluster has ended"):
+        cluster.restore()
+
+
+def test_a_cluster_file_that_is_just_being_written_is_no_loss(started):
+    cluster = started()
+    cluster._files.cluster_file.write_text('{"controller": {"sta')
+    assert cluster.restore() == []
