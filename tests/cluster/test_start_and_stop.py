@@ -233,7 +233,7 @@ def test_a_lost_controller_is_noticed_without_waiting_for_its_answer(started, mo
     cluster = started()
     kill(controller(cluster))
 
-    def silent(hub: Hub, timeout: float) -> None:
+    def silent(_: Hub, timeout: float) -> None:
         assert timeout < 1
         raise HubSilentError("the hub is gone")
 
