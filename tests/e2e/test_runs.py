@@ -240,6 +240,13 @@ def test_loading_the_plugin_imports_nothing_heavy_and_starts_nothing(run):
     result.assert_outcomes(passed=1)
 
 
+# What is started in the background of a shell script ignores Ctrl-C, and so would every process that it starts.
+INTERRUPTIBLE = """
+import signal, sys, pytest
+signal.signal(signal.SIGINT, signal.default_int_handler)
+sys.exit(pytest.console_main())
+"""
+
 INTERRUPTED = """
 import os, signal, sys, time, pathlib
 
@@ -281,7 +288,7 @@ def test_ctrl_c_during_the_start_leaves_nothing(pytester, sign):
 def start(pytester: pytest.Pytester, source: str, *arguments: str) -> subprocess.Popen[str]:
     pytester.makepyfile(test_it=source)
     temp = pytester.mkdir("t")
-    command = [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", *arguments]
+    command = [sys.executable, "-c", INTERRUPTIBLE, "-p", "no:cacheprovider", *arguments]
     environment = {**os.environ, "TMPDIR": str(temp), "PYTEST_IPCLUSTER_RUN": str(temp)}
     process = subprocess.Popen(
         command, cwd=pytester.path, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
