@@ -16,6 +16,7 @@ from traitlets.config import Config, SingletonConfigurable
 from pytest_ipcluster.cluster.diagnosis import tail
 from pytest_ipcluster.cluster.engines import Engine
 from pytest_ipcluster.cluster.files import ClusterFiles, profile_folder
+from pytest_ipcluster.cluster.ports import HeldPorts
 from pytest_ipcluster.cluster.profile import (
     EngineSetup,
     RunFolder,
@@ -90,6 +91,7 @@ class BackgroundCluster(SingletonConfigurable):
         self._runtime: Runtime | None = None
         self._process: subprocess.Popen[bytes] | None = None
         self._slots: Slots | None = None
+        self._ports: HeldPorts | None = None
 
     @default("profile")
     def _current_profile(self) -> str:
@@ -190,7 +192,8 @@ class BackgroundCluster(SingletonConfigurable):
         arguments: list[str] = []
         if self.private:
             self._files = ClusterFiles(folder.profile, folder.cluster_id)
-            write_profile(folder.profile, self.engine_setup, folder.cards, self.cluster_config)
+            ports = self._ports = HeldPorts()
+            write_profile(folder.profile, self.engine_setup, folder.cards, self.cluster_config, ports.numbers)
         else:
             self._files = ClusterFiles(profile_folder(self.profile), _cluster_id(self.extra_args, folder.cluster_id))
             self._named_arguments, arguments = named_profile_arguments(
@@ -212,6 +215,11 @@ class BackgroundCluster(SingletonConfigurable):
         if not self._running().wait_for_controller(timeout):
             raise self._running().not_ready()
         self.slots.wait_for(self.n if n is None else n, deadline)
+        self._release_ports()
+
+    def _release_ports(self) -> None:
+        if self._ports is not None:
+            self._ports.release()
 
     def stop(self, kill_after: float = 5) -> None:
         """Stop the cluster within ``kill_after`` seconds: engines first, then ipcluster by an interrupt; kill the rest.
@@ -228,6 +236,7 @@ class BackgroundCluster(SingletonConfigurable):
             finally:
                 self._runtime.stop([engine.process for engine in engines], kill_after=kill_after)
         atexit.unregister(self.stop)
+        self._release_ports()
         self._slots, self._named_arguments, self._files = None, [], None
         if self._folder is not None and self._given_folder is None:
             self._folder.remove()

@@ -6,7 +6,7 @@ import re
 import sys
 from pathlib import Path
 
-__all__ = ["advice", "engines_lost", "port_is_taken", "reason", "tail"]
+__all__ = ["advice", "engines_lost", "last_lines", "port_is_taken", "reason", "tail"]
 
 #: How many of the last lines of a log an error shows.
 _TAIL = 25
@@ -41,9 +41,13 @@ _COMPLAINT = re.compile(
 def tail(log: Path | None, lines: int = _TAIL) -> str:
     """Return the last lines of a log; empty when there is none."""
     try:
-        text = log.read_text(errors="replace") if log else ""
+        return last_lines(log.read_text(errors="replace") if log else "", lines)
     except OSError:
         return ""
+
+
+def last_lines(text: str, lines: int = _TAIL) -> str:
+    """Return the last lines of a log's text, without the controller's notes of our own questions."""
     return "\n".join([line for line in text.splitlines() if not _OUR_QUESTIONS.search(line)][-lines:])
 
 
@@ -58,12 +62,12 @@ def advice(text: str, otherwise: str) -> str:
     return next((what for sign, what in _ADVICE.items() if sign in text), otherwise)
 
 
-def port_is_taken(log: Path | None) -> bool:
-    """Tell whether a part of the controller could not bind its port.
+def port_is_taken(text: str) -> bool:
+    """Tell from the controller's log whether a part of the controller could not bind its port.
 
     Some of these parts then end, and may be reaped before anybody looks; some live on without the port.
     """
-    return _PORT_TAKEN in tail(log, sys.maxsize)
+    return _PORT_TAKEN in text
 
 
 def engines_lost(output: Path) -> str:

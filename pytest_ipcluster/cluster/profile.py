@@ -84,13 +84,17 @@ class RunFolder:
         shutil.rmtree(self.path, ignore_errors=True)
 
 
-def write_profile(folder: Path, setup: EngineSetup, cards: Path, extra: Mapping[str, Any]) -> None:
+def write_profile(
+    folder: Path, setup: EngineSetup, cards: Path, extra: Mapping[str, Any], ports: Sequence[int] = ()
+) -> None:
     """Write the three configuration files of a private profile.
 
     ``extra`` (class name to trait name to value, plain literals) is the user's and stands behind our defaults.
     """
     for name, defaults in _DEFAULTS.items():
         lines = ["c = get_config()"]
+        if ports and name == "ipcontroller_config.py":
+            lines.append(f"c.IPController.ports = {list(ports)}")
         for section, traits in [*defaults.items(), *extra.items()]:
             lines += [f"c.{section}.{trait} = {_literal(section, trait, value)}" for trait, value in traits.items()]
         if name == "ipengine_config.py":

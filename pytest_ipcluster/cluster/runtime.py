@@ -105,7 +105,7 @@ class Runtime:
         return "" if process is not None and is_alive(process) else f"the controller (pid {controller.pid}) has ended"
 
     def watch(self, wakeup: Wakeup) -> StartWatch:
-        """Return a watch over everything that must live while the cluster comes up."""
+        """Return a watch over everything that must live while the cluster comes up; closing it is the caller's."""
         wakeup.watch_folder(self.files.cluster_file.parent)
         return StartWatch(self.command, self.process, self.folder.output, self.files.cluster_file, wakeup)
 
@@ -115,8 +115,7 @@ class Runtime:
         Raises :class:`ClusterStartError` as soon as it never will.
         """
         deadline = time.monotonic() + timeout
-        with Wakeup() as wakeup:
-            watch = self.watch(wakeup)
+        with Wakeup() as wakeup, contextlib.closing(self.watch(wakeup)) as watch:
             while True:
                 watch.check()
                 if self._controller_answers():
@@ -135,8 +134,8 @@ class Runtime:
 
     def not_ready(self) -> ClusterStartError:
         """Return the error for a controller that lives but has not answered in time."""
-        with Wakeup() as wakeup:
-            return self.watch(wakeup).error(f"the controller has not answered {self.age:.1f} s after the start")
+        with Wakeup() as wakeup, contextlib.closing(self.watch(wakeup)) as watch:
+            return watch.error(f"the controller has not answered {self.age:.1f} s after the start")
 
     @property
     def age(self) -> float:

@@ -7,6 +7,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Collection, Iterable, Sequence
+from contextlib import ExitStack, closing
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -61,8 +62,10 @@ class Slots:
         Raises ClusterStartError; at once when a process that it takes has ended.
         """
         wanted = set(range(n))
-        with Wakeup() as wakeup, self._runtime.hub() as hub:
-            watch = self._runtime.watch(wakeup)
+        with ExitStack() as stack:
+            wakeup = stack.enter_context(Wakeup())
+            watch = stack.enter_context(closing(self._runtime.watch(wakeup)))
+            hub = stack.enter_context(self._runtime.hub())
             registered = hub.wait_until(lambda ids: wanted <= ids.keys(), deadline, wakeup, watch.check)
             if registered is None:
                 found, age = sorted(hub.engines(_SOON)), self._runtime.age

@@ -7,14 +7,17 @@ are watched, each by its pid.
 
 from __future__ import annotations
 
+import contextlib
 import subprocess
+import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TextIO
 
 import psutil
 
-from pytest_ipcluster.cluster.diagnosis import advice, engines_lost, port_is_taken, reason, tail
+from pytest_ipcluster.cluster.diagnosis import advice, engines_lost, last_lines, port_is_taken, reason, tail
 from pytest_ipcluster.cluster.processes import find, is_alive
 from pytest_ipcluster.cluster.roles import Role, Roles, read_roles
 from pytest_ipcluster.cluster.wakeup import Wakeup
@@ -50,6 +53,7 @@ class StartWatch:
         self._output = output
         self._cluster_file = cluster_file
         self._controller: Role | None = None
+        self._logs: dict[Path, TextIO] = {}
         self._corpses: dict[psutil.Process, float] = {}
         if (ipcluster := find(process.pid)) is not None:
             wakeup.watch_process(ipcluster)
@@ -60,6 +64,7 @@ class StartWatch:
         if self._process.poll() is not None:
             raise self.error(f"ipcluster ended with exit code {self._process.returncode}")
         for role in roles:
+            self._open_log(role)
             self._check_role(role)
         if roles.controller is not None:
             self._controller = roles.controller
@@ -70,6 +75,24 @@ class StartWatch:
             raise self.error(lost)
         return roles
 
+    def _open_log(self, role: Role) -> None:
+        """Open a log while it is there: when its controller has failed, ipcluster removes what that has written."""
+        if role.log is not None and role.log not in self._logs:
+            with contextlib.suppress(OSError):
+                self._logs[role.log] = role.log.open(errors="replace")
+
+    def _read(self, log: Path | None) -> str:
+        """Return all that stands in a log by now, also when it has been removed since."""
+        if log is None or log not in self._logs:
+            return tail(log, sys.maxsize)
+        self._logs[log].seek(0)
+        return self._logs[log].read()
+
+    def close(self) -> None:
+        """Close the logs."""
+        for log in self._logs.values():
+            log.close()
+
     def _check_role(self, role: Role) -> None:
         if role.pid is None:
             return
@@ -79,7 +102,7 @@ class StartWatch:
 
     def _check_schedulers(self, controller: Role) -> None:
         """Schedulers are the controller's children; one that dies does so alone, and the controller does not notice."""
-        if port_is_taken(controller.log):
+        if port_is_taken(self._read(controller.log)):
             raise self.error("a part of the controller could not have its port", controller.log)
         process = find(controller.pid) if controller.pid is not None else None
         if process is None:
@@ -92,7 +115,7 @@ class StartWatch:
 
     def error(self, cause: str, log: Path | None = None) -> ClusterStartError:
         """Return the error for this cause, with the tail of ``log`` (of ipcluster's own output when there is none)."""
-        text = tail(log) or tail(self._output)
+        text = last_lines(self._read(log)) or tail(self._output)
         why = reason(text)
         return ClusterStartError(
             f"{cause}: {why}" if why else cause,
