@@ -52,8 +52,11 @@ def last_lines(text: str, lines: int = _TAIL) -> str:
 
 
 def reason(text: str) -> str:
-    """Return the last complaint in a log; empty when there is none."""
-    found = _COMPLAINT.findall(text)
+    """Return the last complaint in a log; empty when there is none.
+
+    That ipcluster waited in vain for its controller is no reason: what the controller complained of is.
+    """
+    found = [complaint for complaint in _COMPLAINT.findall(text) if "Controller stopped with" not in complaint]
     return found[-1].strip() if found else ""
 
 

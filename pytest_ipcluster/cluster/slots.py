@@ -116,8 +116,7 @@ class Slots:
         engine = self._engines.get(slot)
         if engine is None:
             return "there was no engine"
-        if engine.state == "paused":
-            resume(engine.process)
+        resume(engine.process)  # whatever its state looks like: a stop that was just sent may not show yet
         if engine.state == "dead":
             return "the engine was dead"
         if registered.get(slot) != engine.ident:

@@ -43,6 +43,10 @@ def test_a_log_that_is_not_there_has_no_tail(tmp_path):
             "[x] CRITICAL | Bad config encountered during initialization: not an int",
             "during initialization: not an int",
         ),
+        (
+            "ValueError: the reason\nRuntimeError: Controller stopped with 1 while waiting for [...]",
+            "ValueError: the reason",
+        ),
         ("all is well", ""),
     ],
 )

@@ -103,25 +103,28 @@ def test_a_mark_is_compared_whole(start):
 
 
 def test_a_mark_that_we_carry_ourselves_does_not_make_us_a_target():
-    code = "from pytest_ipcluster.cluster.processes import marked; print(len(marked('own')))"
-    ran = subprocess.run([sys.executable, "-c", code], env={**os.environ, MARK: "own"}, capture_output=True, check=True)
+    mark = f"own {os.getpid()}"
+    code = "import sys; from pytest_ipcluster.cluster.processes import marked; print(len(marked(sys.argv[1])))"
+    ran = subprocess.run(
+        [sys.executable, "-c", code, mark], env={**os.environ, MARK: mark}, capture_output=True, check=True
+    )
     assert ran.stdout == b"0\n"
 
 
 def test_a_whole_family_is_killed_however_its_members_were_started(start):
-    parent = start(FAMILY, mark="family")
+    parent = start(FAMILY, mark=f"family {os.getpid()}")
     child = next(iter(processes.descendants(parent)))
-    left = processes.kill_until_gone(lambda: processes.marked("family"), 10)
+    left = processes.kill_until_gone(lambda: processes.marked(f"family {os.getpid()}"), 10)
     assert left == set()
     assert not processes.is_alive(parent)
     assert not processes.is_alive(child)
 
 
 def test_an_orphan_is_found_by_its_mark(start):
-    parent = start(FAMILY, mark="orphan")
+    parent = start(FAMILY, mark=f"orphan {os.getpid()}")
     child = next(iter(processes.descendants(parent)))
     processes.send_signal(parent, signal.SIGKILL)
     os.waitpid(parent.pid, 0)
-    assert processes.marked("orphan") == {child}
-    processes.kill_until_gone(lambda: processes.marked("orphan"), 10)
+    assert processes.marked(f"orphan {os.getpid()}") == {child}
+    processes.kill_until_gone(lambda: processes.marked(f"orphan {os.getpid()}"), 10)
     assert not processes.is_alive(child)

@@ -48,7 +48,7 @@ def test_a_cluster_that_cannot_start_errs_each_test_once_and_is_tried_once(run, 
     result.assert_outcomes(errors=3, passed=1)
     assert starts(pytester) == 1
     told = re.findall(
-        r"^E +pytest_ipcluster.errors.ClusterStartError: the cluster .*: the controller",
+        r"^E +pytest_ipcluster.errors.ClusterStartError: the cluster did not start: .*--nosuch",
         str(result.stdout),
         re.MULTILINE,
     )
