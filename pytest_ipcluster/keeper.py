@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 import time
 from collections.abc import Iterable, Iterator
@@ -31,6 +32,9 @@ __all__ = ["Keeper", "importable_folders"]
 #: Seconds that an engine gets to drop what an earlier test left on it before it is replaced.
 _PATIENCE = 2.0
 
+#: Seconds that the local cluster of a run that is gone gets to end by itself.
+_ORPHAN_GRACE = 1.0
+
 
 class Keeper:
     """Provides the cluster of the shape that a test wants, and keeps it in that shape.
@@ -43,6 +47,7 @@ class Keeper:
         self._importable = tuple(importable)
         self._kind: tuple[object, ...] | None = None
         self._failed: dict[tuple[Shape, tuple[object, ...]], ClusterStartError] = {}
+        self._process = os.getpid()
         self._folder: RunFolder | None = None
         self._cluster: BackgroundCluster | None = None
         self._hearts: MonitorThread | None = None
@@ -81,7 +86,8 @@ class Keeper:
         from pytest_ipcluster.cluster.background import BackgroundCluster
         from pytest_ipcluster.cluster.profile import EngineSetup, RunFolder
 
-        self._folder = RunFolder()
+        # Engines on other hosts are ended by ipcluster alone, which takes its time.
+        self._folder = RunFolder.guarded(_ORPHAN_GRACE if shape.engines == "local" else self._settings.kill_after)
         try:
             hearts = self._listen(*self._folder.heart_urls())
             self._cluster = BackgroundCluster(
@@ -223,7 +229,12 @@ class Keeper:
         self.hearts.monitor.raise_handler_errors()
 
     def close(self) -> None:
-        """Stop the cluster and the monitor and remove their folder. May be called twice."""
+        """Stop the cluster and the monitor and remove their folder. May be called twice.
+
+        Does nothing in a forked child that goes on as if it were pytest: the cluster is not its own.
+        """
+        if os.getpid() != self._process:
+            return
         with ExitStack() as stack:
             if self._folder is not None:
                 stack.callback(self._folder.remove)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import atexit
 import contextlib
+import os
 import subprocess
 import sys
 import time
@@ -92,6 +93,7 @@ class BackgroundCluster(SingletonConfigurable):
         self._process: subprocess.Popen[bytes] | None = None
         self._slots: Slots | None = None
         self._ports: HeldPorts | None = None
+        self._started_in: int | None = None
 
     @default("profile")
     def _current_profile(self) -> str:
@@ -180,6 +182,7 @@ class BackgroundCluster(SingletonConfigurable):
         if n is not None:
             self.n = n
         atexit.register(self.stop)
+        self._started_in = os.getpid()
         try:
             self._launch()
             self._running().wait_for_controller(check_after)
@@ -188,7 +191,8 @@ class BackgroundCluster(SingletonConfigurable):
             raise
 
     def _launch(self) -> None:
-        folder = self._folder = self._given_folder or RunFolder()
+        folder = self._folder = self._given_folder or RunFolder.guarded()
+        folder.keep_guarded()
         arguments: list[str] = []
         if self.private:
             self._files = ClusterFiles(folder.profile, folder.cluster_id)
@@ -225,8 +229,10 @@ class BackgroundCluster(SingletonConfigurable):
         """Stop the cluster within ``kill_after`` seconds: engines first, then ipcluster by an interrupt; kill the rest.
 
         Returns when every process of the cluster is gone, however it was started and whatever state it is in. A
-        second call does nothing.
+        second call does nothing, nor does one in a forked child of the process that started the cluster.
         """
+        if self._started_in != os.getpid():
+            return
         if self._slots is not None and self._runtime is not None:
             self.msg("Stopping ipcluster")
             engines = self._slots.engines()

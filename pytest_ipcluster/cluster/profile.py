@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from pytest_ipcluster.cluster.guard import Guard
 from pytest_ipcluster.cluster.processes import MARK
 
 __all__ = ["EngineSetup", "RunFolder", "child_environment", "named_profile_arguments", "write_profile"]
@@ -54,13 +55,17 @@ class EngineSetup:
 
 
 class RunFolder:
-    """A new folder (mode 0700) below the system's temporary folder that holds everything a cluster of ours writes."""
+    """A folder (mode 0700) below the system's temporary folder that holds everything a cluster of ours writes.
 
-    def __init__(self) -> None:
+    ``RunFolder.guarded()`` is one that a warden keeps, which also removes it when this process dies.
+    """
+
+    def __init__(self, guard: Guard | None = None) -> None:
+        self.guard = guard
         # The name is short: the path of a socket in it must stay below 104 bytes.
-        self.path = Path(tempfile.mkdtemp(prefix="ipcluster-"))
+        self.path = guard.folder if guard else Path(tempfile.mkdtemp(prefix="ipcluster-"))
+        self.mark = guard.mark if guard else secrets.token_hex(16)
         self.cluster_id = secrets.token_hex(4)
-        self.mark = secrets.token_hex(16)
         self.ipython = self.path / "ipython"
         self.profile = self.ipython / "profile_default"
         self.cards = self.path / "cards"
@@ -68,6 +73,21 @@ class RunFolder:
         self.output = self.logs / "ipcluster.log"
         for folder in (self.ipython, self.profile, self.cards, self.logs):
             folder.mkdir(mode=0o700)
+
+    @classmethod
+    def guarded(cls, grace: float = 1.0) -> RunFolder:
+        """Return a new folder with a warden; without one where there are no POSIX processes, signals and pipes.
+
+        Once this process is gone, ipcluster has ``grace`` seconds to end by itself. Raises ClusterError when the
+        warden does not answer.
+        """
+        return cls(Guard(grace=grace) if os.name == "posix" else None)
+
+    def keep_guarded(self) -> None:
+        """Give the folder a new warden when its own has died. Raises ClusterError when that does not answer."""
+        if self.guard is not None and not self.guard.alive:
+            self.guard.dismiss()
+            self.guard = Guard(self.mark, self.path, self.guard.grace)
 
     def heart_urls(self) -> tuple[str, str]:
         """Return addresses for pings and pongs that only this user can reach.
@@ -80,7 +100,9 @@ class RunFolder:
         return f"ipc://{self.path / 'ping'}", f"ipc://{self.path / 'pong'}"
 
     def remove(self) -> None:
-        """Remove the folder and all in it; no error when it is gone already."""
+        """End the warden and whatever it finds, and remove the folder; no error when it is gone already."""
+        if self.guard is not None:
+            self.guard.dismiss()
         shutil.rmtree(self.path, ignore_errors=True)
 
 

@@ -61,23 +61,17 @@ class Runtime:
     def spawn(
         self, command: Sequence[str], output: Path, environment: Mapping[str, str] | None = None
     ) -> subprocess.Popen[bytes]:
-        """Start a process of this cluster: own session, marked as ours, output into a file.
+        """Have the warden start a process of this cluster: own session, marked as ours, output into a file.
 
         Never into a pipe: ipcluster writes a lot, and hangs at its stop when nobody reads. Raises
         ClusterStartError when the command cannot be run.
         """
-        with output.open("ab") as stream:
-            try:
-                child = subprocess.Popen(
-                    command,
-                    stdin=subprocess.DEVNULL,
-                    stdout=stream,
-                    stderr=stream,
-                    env={**self._environment, **(environment or {})},
-                    start_new_session=True,
-                )
-            except OSError as error:
-                raise _cannot_run(command, error) from error
+        environment = {**self._environment, **(environment or {})}
+        guard = self.folder.guard
+        try:
+            child = guard.spawn(command, output, environment) if guard else _spawn(command, output, environment)
+        except OSError as error:
+            raise _cannot_run(command, error) from error
         self._children.append(child)
         self._know(child.pid)
         return child
@@ -94,6 +88,8 @@ class Runtime:
 
     def lost(self) -> str:
         """Say which process that nothing works without has ended; empty when they are all there."""
+        if self.folder.guard is not None and not self.folder.guard.alive:
+            return f"the warden (pid {self.folder.guard.process.pid}) has ended"
         if self.process.poll() is not None:
             return f"ipcluster has ended with exit code {self.process.returncode}"
         controller = self.roles().controller
@@ -161,10 +157,12 @@ class Runtime:
     def owned(self) -> set[psutil.Process]:
         """Return every living process of this cluster, orphans included.
 
-        Ours is what we started, what carries exactly our mark in its environment, and what descends from
-        either, now or at an earlier look.
+        Ours is what we started, what the warden has adopted, what carries exactly our mark in its environment,
+        and what descends from any of these, now or at an earlier look.
         """
         found = self._known | marked(self.folder.mark)
+        if self.folder.guard is not None:
+            found |= descendants(self.folder.guard.process)
         for process in list(found):
             found |= descendants(process)
         self._known |= found
@@ -181,6 +179,19 @@ class Runtime:
         for child in self._children:
             child.wait()
         self.files.remove()
+
+
+def _spawn(command: Sequence[str], output: Path, environment: Mapping[str, str]) -> subprocess.Popen[bytes]:
+    """Start a process without a warden, where there is none to be had."""
+    with output.open("ab") as stream:
+        return subprocess.Popen(
+            command,
+            stdin=subprocess.DEVNULL,
+            stdout=stream,
+            stderr=stream,
+            env=environment,
+            start_new_session=True,
+        )
 
 
 def _cannot_run(command: Sequence[str], error: OSError) -> ClusterStartError:

@@ -8,7 +8,7 @@ from collections.abc import Callable, Collection
 
 import psutil
 
-from pytest_ipcluster.cluster.processes import KILL, is_alive, kill_until_gone, send_signal, wait_gone
+from pytest_ipcluster.cluster.processes import KILL, kill_until_gone, send_signal, wait_gone
 from pytest_ipcluster.errors import ClusterStopError
 
 __all__ = ["stop_cluster"]
@@ -31,27 +31,24 @@ def stop_cluster(
 ) -> None:
     """Stop everything that ``owned()`` finds; when this returns nothing of it is alive.
 
-    Engines go first and all at once: ipcluster itself would wait 5 s for each busy one, one after the other.
-    Then ipcluster is interrupted and given what is left of ``kill_after`` seconds, then whatever remains is
-    killed. Raises :class:`ClusterStopError` when something survives even that.
+    All engines are asked to leave, ipcluster is interrupted, and those engines that are still there after a moment
+    are killed: ipcluster itself would wait 5 s for each busy one, one after the other. Freed of them it has what is
+    left of ``kill_after`` seconds; then whatever remains is killed. Raises :class:`ClusterStopError` when something
+    survives even that.
     """
     deadline = time.monotonic() + kill_after
-    _dismiss(engines, min(_ENGINE_GRACE, kill_after))
-    if ipcluster is not None and is_alive(ipcluster):
+    for engine in engines:
+        send_signal(engine, signal.SIGTERM)
+    if ipcluster is not None:
         send_signal(ipcluster, signal.SIGINT)
+    for engine in wait_gone(engines, min(_ENGINE_GRACE, kill_after)):
+        send_signal(engine, KILL)
+    if ipcluster is not None:
         wait_gone({ipcluster}, max(0.0, deadline - time.monotonic()))
     left = kill_until_gone(owned, _LAST_CALL)
     if left:
         names = ", ".join(f"pid {p.pid} ({_status(p)})" for p in sorted(left, key=lambda p: p.pid))
         raise ClusterStopError(f"still alive {_LAST_CALL:.0f} s after being killed: {names}")
-
-
-def _dismiss(engines: Collection[psutil.Process], grace: float) -> None:
-    """Ask all engines to leave, then kill those that have not."""
-    for engine in engines:
-        send_signal(engine, signal.SIGTERM)
-    for engine in wait_gone(engines, grace):
-        send_signal(engine, KILL)
 
 
 def _status(process: psutil.Process) -> str:
