@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, ExitStack, nullcontext
 from typing import TYPE_CHECKING
 
 import pytest
@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from pytest_ipcluster.keeper import Keeper
 
 __all__ = [
+    "CLOCK",
     "KEEPER",
     "heart_failure",
     "heart_monitor",
@@ -35,16 +36,26 @@ __all__ = [
 #: Where the keeper of the session's cluster is kept while there is one: ``config.stash[KEEPER]``.
 KEEPER = pytest.StashKey["Keeper"]()
 
+#: Makes a block whose time is not charged to the running test, where pytest-timeout is: ``config.stash[CLOCK]``.
+CLOCK = pytest.StashKey[Callable[[], AbstractContextManager[None]]]()
+
+
+def _uncharged(request: pytest.FixtureRequest) -> AbstractContextManager[None]:
+    """Make a block for work on the cluster, which has limits of its own, that is not charged to the running test."""
+    return request.config.stash.get(CLOCK, nullcontext)()
+
 
 @pytest.fixture(scope="session")
 def _ipcluster_keeper(request: pytest.FixtureRequest) -> Iterator[Keeper]:
     """Keep one cluster for the session."""
-    from pytest_ipcluster.keeper import Keeper, importable_folders
+    with _uncharged(request):
+        from pytest_ipcluster.keeper import Keeper, importable_folders
 
-    folders = importable_folders(request.config, request.session.items)
-    keeper = request.config.stash[KEEPER] = Keeper(request.config.stash[SETTINGS], folders)
+        folders = importable_folders(request.config, request.session.items)
+        keeper = request.config.stash[KEEPER] = Keeper(request.config.stash[SETTINGS], folders)
     yield keeper
-    keeper.close()
+    with _uncharged(request):  # whichever test is the last of the session
+        keeper.close()
     del request.config.stash[KEEPER]
 
 
@@ -71,16 +82,21 @@ def ipcluster(request: pytest.FixtureRequest, _ipcluster_keeper: Keeper, ipclust
 
     shape = getattr(request, "param", request.config.stash[SETTINGS].shape)
     try:
-        return _ipcluster_keeper.provide(shape, ipcluster_config)
+        with _uncharged(request):
+            return _ipcluster_keeper.provide(shape, ipcluster_config)
     except ClusterStartError as error:
         # The message says it all; how the plugin came to know would only bury it.
         raise error.with_traceback(None) from None
 
 
 @pytest.fixture
-def ipcluster_client(ipcluster: BackgroundCluster, _ipcluster_keeper: Keeper) -> Iterator[Client]:
+def ipcluster_client(
+    request: pytest.FixtureRequest, ipcluster: BackgroundCluster, _ipcluster_keeper: Keeper
+) -> Iterator[Client]:
     """A connected ipyparallel.Client. The cluster is as new: all engines there, nothing queued, namespaces empty."""
-    with _ipcluster_keeper.client() as client:
+    with ExitStack() as stack:
+        with _uncharged(request):
+            client = stack.enter_context(_ipcluster_keeper.client())
         yield client
 
 
@@ -106,7 +122,9 @@ def heart_monitor(ipcluster: BackgroundCluster, _ipcluster_keeper: Keeper) -> He
 
 
 @pytest.fixture
-def heart_failure(ipcluster: BackgroundCluster, _ipcluster_keeper: Keeper) -> Iterator[FaultInjector]:
+def heart_failure(
+    request: pytest.FixtureRequest, ipcluster: BackgroundCluster, _ipcluster_keeper: Keeper
+) -> Iterator[FaultInjector]:
     """Kill, terminate, pause and resume engines, and assert that failure handlers fire.
 
     Afterwards faults are undone, and the cluster has all its engines again under their old ids.
@@ -115,8 +133,9 @@ def heart_failure(ipcluster: BackgroundCluster, _ipcluster_keeper: Keeper) -> It
 
     injector = FaultInjector(ipcluster, _ipcluster_keeper.hearts, _ipcluster_keeper.events)
     yield injector
-    injector.close()
-    _ipcluster_keeper.restore()
+    with _uncharged(request):
+        injector.close()
+        _ipcluster_keeper.restore()
     _ipcluster_keeper.raise_handler_errors()
 
 

@@ -33,6 +33,7 @@ __all__ = [
     "OPTIONS",
     "PROFILE",
     "START_TIMEOUT",
+    "TIMEOUT",
     "Found",
     "N",
     "Option",
@@ -209,6 +210,15 @@ START_TIMEOUT = Option(
     check=_real("seconds", zero=False),
     help="seconds for everything from the start of the cluster until all engines can be used",
 )
+TIMEOUT = Option(
+    "timeout",
+    metavar="S",
+    default=300.0,
+    default_told="300",
+    convert=_or_text(float),
+    check=_real("seconds", zero=True),
+    help="seconds that pytest-timeout gives to a test that uses the cluster and has no limit otherwise; 0 is no limit",
+)
 KILL_AFTER = Option(
     "kill_after",
     metavar="S",
@@ -227,6 +237,7 @@ OPTIONS: Sequence[Option[Any]] = (
     HEART_PERIOD,
     HEART_MISSES,
     START_TIMEOUT,
+    TIMEOUT,
     KILL_AFTER,
 )
 

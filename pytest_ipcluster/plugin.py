@@ -52,6 +52,7 @@ def pytest_configure(config: pytest.Config) -> None:
     config.stash[SETTINGS] = read_settings(config)
     config.stash[_SHAPES] = {}
     config.pluginmanager.register(fixtures, "ipcluster-fixtures")
+    _meet_timeout(config)
 
 
 def pytest_report_header(config: pytest.Config) -> str:
@@ -96,6 +97,18 @@ def pytest_runtest_call(item: pytest.Item) -> Generator[None, object, object]:
         return (yield)
     with keeper.watch(item):
         return (yield)
+
+
+def _meet_timeout(config: pytest.Config) -> None:
+    """Get along with pytest-timeout where it is; it goes by the name of its entry point or of its module."""
+    if not any(config.pluginmanager.hasplugin(name) for name in ("timeout", "pytest_timeout")):
+        return
+    from pytest_ipcluster.partners.timeout import TimeLimits
+
+    settings = config.stash[SETTINGS]
+    limits = TimeLimits(settings.timeout, settings.sources["timeout"])
+    config.pluginmanager.register(limits, "ipcluster-timeout")
+    config.stash[fixtures.CLOCK] = limits.stopped
 
 
 def _is_parametrized(metafunc: pytest.Metafunc) -> bool:

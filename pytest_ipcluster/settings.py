@@ -58,15 +58,16 @@ class Shape:
 class Settings:
     """The options of one run, validated.
 
-    ``shape`` is the cluster of tests that carry no marker. ``heart_period`` is in milliseconds, ``start_timeout``
-    and ``kill_after`` are in seconds. ``sources`` tells for each option (``n``, ``heart_period`` ...) where its
-    value came from: "command line", "environment variable PYTEST_IPCLUSTER_N", "ini file" or "default".
+    ``shape`` is the cluster of tests that carry no marker. ``heart_period`` is in milliseconds, ``start_timeout``,
+    ``timeout`` and ``kill_after`` are in seconds. ``sources`` tells for each option (``n``, ``heart_period`` ...)
+    where its value came from: "command line", "environment variable PYTEST_IPCLUSTER_N", "ini file" or "default".
     """
 
     shape: Shape
     heart_period: float
     heart_misses: int
     start_timeout: float
+    timeout: float
     kill_after: float
     sources: Mapping[str, str] = field(compare=False)
 
@@ -94,6 +95,7 @@ def read_settings(config: pytest.Config) -> Settings:
         heart_period=value(options.HEART_PERIOD),
         heart_misses=value(options.HEART_MISSES),
         start_timeout=value(options.START_TIMEOUT),
+        timeout=value(options.TIMEOUT),
         kill_after=value(options.KILL_AFTER),
         sources=MappingProxyType(sources),
     )

@@ -15,8 +15,9 @@ HEAVY = {"zmq", "traitlets", "tornado", "psutil", "IPython", "ipyparallel", "jup
 # Room (a module or a folder) -> the rooms that it may import; what is not named may not be imported.
 ARROWS = {
     "__init__": {"cluster", "hearts", "errors"},  # only inside __getattr__ and for type checkers
-    "plugin": {"fixtures", "options", "settings"},
+    "plugin": {"fixtures", "options", "settings", "partners"},
     "fixtures": {"keeper", "settings", "faults", "hearts", "cluster", "errors"},
+    "partners": set(),
     "keeper": {"settings", "hearts", "cluster", "report.events", "errors"},
     "settings": {"options", "cluster.launchers"},
     "options": {"cluster.launchers"},

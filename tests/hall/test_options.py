@@ -22,6 +22,8 @@ GOOD = [
     ("heart_period", "0.5", 0.5, 100.0),
     ("heart_misses", "1", 1, 3),
     ("start_timeout", "1e2", 100.0, 60.0),
+    ("timeout", "0", 0.0, 300.0),
+    ("timeout", "12.5", 12.5, 300.0),
     ("kill_after", "0", 0.0, 5.0),
     ("kill_after", "0.25", 0.25, 5.0),
 ]
@@ -32,6 +34,7 @@ BAD = [
     *[("heart_misses", text, "a whole number of heartbeats, 1 or more") for text in ("0", "1.0", "few")],
     *[("heart_period", text, "a number of milliseconds, more than 0") for text in ("0", "-5", "nan", "inf", "fast")],
     *[("start_timeout", text, "a number of seconds, more than 0") for text in ("0", "-1", "inf", "soon", "")],
+    *[("timeout", text, "a number of seconds, 0 or more") for text in ("-1", "nan", "never", "")],
     *[("kill_after", text, "a number of seconds, 0 or more") for text in ("-0.1", "nan", "never")],
     ("args", "--a 'b", "arguments quoted as for a shell (No closing quotation)"),
     ("engines", "nope", "one of "),
@@ -52,7 +55,7 @@ def value_of(settings, name):
 
 
 def test_the_table_holds_exactly_the_options_of_this_release():
-    names = "n args engines profile heart_period heart_misses start_timeout kill_after"
+    names = "n args engines profile heart_period heart_misses start_timeout timeout kill_after"
     assert {option.name for option in OPTIONS} == set(names.split())
 
 
@@ -183,6 +186,7 @@ class TestHelp:
             ("--ipcluster-heart-period=MS", "100"),
             ("--ipcluster-heart-misses=N", "3"),
             ("--ipcluster-start-timeout=S", "60"),
+            ("--ipcluster-timeout=S", "300"),
             ("--ipcluster-kill-after=S", "5"),
         ],
     )
