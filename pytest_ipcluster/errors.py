@@ -26,7 +26,8 @@ class ClusterStartError(ClusterError):
     """The cluster did not start.
 
     ``cause`` is one line that says what happened; ``command`` the Popen list; ``returncode`` the exit code of
-    ``ipcluster`` (None when it still ran); ``log`` the tail of what the cluster wrote; ``advice`` what to try.
+    ``ipcluster`` (None when it still ran); ``log`` the tail of what the cluster wrote; ``advice`` what to try;
+    ``port_lost`` whether a part of the controller could not have its port.
     """
 
     def __init__(
@@ -37,12 +38,14 @@ class ClusterStartError(ClusterError):
         returncode: int | None = None,
         log: str = "",
         advice: str = "",
+        port_lost: bool = False,
     ) -> None:
         self.cause = cause
         self.command = list(command)
         self.returncode = returncode
         self.log = log
         self.advice = advice
+        self.port_lost = port_lost
         super().__init__(self._describe())
 
     def _describe(self) -> str:

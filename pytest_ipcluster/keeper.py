@@ -108,11 +108,15 @@ class Keeper:
 
     def _bring_up(self, cluster: BackgroundCluster) -> None:
         """Start the cluster and wait for its engines and their hearts, all within the start timeout."""
-        deadline = time.monotonic() + self._settings.start_timeout
-        cluster.start(check_after=self._settings.start_timeout)
+        cluster.bring_up(self._settings.start_timeout, retrying=self._retry)
         cluster.slots.leaving = self._forget
-        cluster.wait_for_engines(timeout=deadline - time.monotonic())
         self._wait_for_hearts()
+
+    def _retry(self, error: ClusterStartError) -> None:
+        """Write down that the start is tried again, and forget the engines of the first try."""
+        self.events.add("retried", detail=error.cause)
+        for heart in self.hearts.call(lambda: list(self.hearts.monitor.hearts)):
+            self._forget(heart)
 
     def _listen(self, ping: str, pong: str) -> MonitorThread:
         from pytest_ipcluster.hearts.thread import MonitorThread

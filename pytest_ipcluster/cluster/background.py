@@ -17,7 +17,7 @@ from traitlets.config import Config, SingletonConfigurable
 from pytest_ipcluster.cluster.diagnosis import tail
 from pytest_ipcluster.cluster.engines import Engine
 from pytest_ipcluster.cluster.files import ClusterFiles, profile_folder
-from pytest_ipcluster.cluster.ports import HeldPorts
+from pytest_ipcluster.cluster.ports import HeldPorts, names_ports
 from pytest_ipcluster.cluster.profile import (
     EngineSetup,
     RunFolder,
@@ -27,10 +27,10 @@ from pytest_ipcluster.cluster.profile import (
 )
 from pytest_ipcluster.cluster.runtime import Runtime
 from pytest_ipcluster.cluster.slots import Repair, Slots
-from pytest_ipcluster.errors import ClusterError
+from pytest_ipcluster.errors import ClusterError, ClusterStartError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Callable, Iterable
 
     import psutil
     from ipyparallel import Client
@@ -47,8 +47,8 @@ class BackgroundCluster(SingletonConfigurable):
             pids = cluster.client()[:].apply_sync(os.getpid)
 
     Every name on the page of IPython's old ``BackgroundCluster`` is here. New are ``private``, ``launcher``,
-    ``cluster_config``, ``engine_setup``, ``wait_for_engines``, ``engines``, ``client``, ``connection_file``,
-    ``log``, ``restore``, and the context manager.
+    ``cluster_config``, ``engine_setup``, ``bring_up``, ``retries``, ``wait_for_engines``, ``engines``, ``client``,
+    ``connection_file``, ``log``, ``restore``, and the context manager.
     """
 
     #: On the old page, where SingletonConfigurable had it; no use is known.
@@ -94,6 +94,8 @@ class BackgroundCluster(SingletonConfigurable):
         self._slots: Slots | None = None
         self._ports: HeldPorts | None = None
         self._started_in: int | None = None
+        #: How often a start was tried again because a port was lost.
+        self.retries = 0
 
     @default("profile")
     def _current_profile(self) -> str:
@@ -113,12 +115,7 @@ class BackgroundCluster(SingletonConfigurable):
         return [sys.executable, "-m", "ipyparallel.cluster"]
 
     def __enter__(self) -> BackgroundCluster:
-        self.start()
-        try:
-            self.wait_for_engines()
-        except BaseException:
-            self.stop()
-            raise
+        self.bring_up()
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None) -> None:
@@ -209,9 +206,48 @@ class BackgroundCluster(SingletonConfigurable):
         self._runtime.launch()
         self._process = self._runtime.process
 
-    def wait_for_engines(self, n: int | None = None, timeout: float = 60) -> None:
-        """Wait until ``n`` engines (default: all) are registered in slots 0..n-1, at most ``timeout`` seconds.
+    def bring_up(
+        self, timeout: float = 60, *, retrying: Callable[[ClusterStartError], object] = lambda _: None
+    ) -> None:
+        """Start ipcluster and wait until all engines can be used, at most ``timeout`` seconds for everything.
 
+        When the controller has lost a port that was not the user's choice, it is tried once more with other ports;
+        ``retrying`` is called with the error first, and ``retries`` counts. Raises :class:`ClusterStartError`.
+        After any exception nothing is left running.
+        """
+        deadline = time.monotonic() + timeout
+        try:
+            try:
+                self._come_up(deadline)
+            except ClusterStartError as error:
+                if not (error.port_lost and self._chose_the_ports()):
+                    raise
+                retrying(error)
+                self._come_up_again(deadline, error)
+        except BaseException:
+            self.stop(kill_after=1)
+            raise
+
+    def _come_up(self, deadline: float) -> None:
+        self.start(check_after=deadline - time.monotonic())
+        self.wait_for_engines(timeout=deadline - time.monotonic())
+
+    def _come_up_again(self, deadline: float, first: ClusterStartError) -> None:
+        self.retries += 1
+        self.stop(kill_after=1)
+        try:
+            self._come_up(deadline)
+        except ClusterStartError as second:
+            second.add_note(f"This was the second try. The first one ended with: {first.cause}")
+            raise
+
+    def _chose_the_ports(self) -> bool:
+        return self.private and not names_ports(self.extra_args, self.cluster_config.get("IPController", {}))
+
+    def wait_for_engines(self, n: int | None = None, timeout: float = 60) -> None:
+        """Wait until ``n`` engines (default: all) can be used in slots 0..n-1, at most ``timeout`` seconds.
+
+        That is: they are registered, and each of the controller's schedulers has carried a task to each of them.
         Raises :class:`ClusterStartError` as soon as that cannot happen any more, because a process that it
         takes has ended.
         """

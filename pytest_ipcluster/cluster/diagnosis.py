@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import re
 import sys
+from collections.abc import Iterable
 from pathlib import Path
 
-__all__ = ["advice", "engines_lost", "last_lines", "port_is_taken", "reason", "tail"]
+__all__ = ["advice", "engines_lost", "last_lines", "not_recognized", "port_is_taken", "reason", "tail"]
 
 #: How many of the last lines of a log an error shows.
 _TAIL = 25
@@ -21,7 +22,11 @@ _ADVICE = {
     "No such file or directory": "install what is missing, or correct the command that the launcher was given",
     ": error: ": "correct the arguments; ipcluster start --help-all and ipcontroller --help-all list them",
     "Bad config": "correct the value; ipcluster start --help-all and ipcontroller --help-all tell the types",
+    "not recognized by": "correct the name; ipcluster start --help-all and ipcontroller --help-all list them",
 }
+
+#: The warning about a setting that does not exist, which the program then goes on without.
+_NOT_RECOGNIZED = re.compile(r"Config option `(?P<name>\w+)` not recognized by .*$", re.MULTILINE)
 
 #: What ipcluster writes when it has lost its engines, or could not start them, and goes on without.
 _ENGINELESS = {
@@ -30,7 +35,10 @@ _ENGINELESS = {
 }
 
 #: The controller's note of each of our own questions, of which a waiting start asks many.
-_OUR_QUESTIONS = re.compile(r"client::client .*(requested 'connection_request'|connected)$")
+_OUR_QUESTIONS = re.compile(
+    r"client::client .*(requested '(connection|queue)_request'|connected)$"
+    r"|queue::client .* submitted request .* to \d+$"
+)
 
 #: The end of a traceback, or a parser's complaint about its arguments.
 _COMPLAINT = re.compile(
@@ -77,3 +85,13 @@ def engines_lost(output: Path) -> str:
     """Say what ipcluster's own output tells about engines that its file does not name; empty when it is nothing bad."""
     text = tail(output, sys.maxsize)
     return next((what for sign, what in _ENGINELESS.items() if re.search(sign, text)), "")
+
+
+def not_recognized(output: Path, arguments: Iterable[str]) -> str:
+    """Return ipcluster's own warning about one of these arguments that names a setting which does not exist.
+
+    Other settings of this kind come from a profile's files, and those may be meant for another version.
+    """
+    names = {argument.split("=", 1)[0].rpartition(".")[2] for argument in arguments}
+    found = _NOT_RECOGNIZED.finditer(tail(output, sys.maxsize))
+    return next((warning[0] for warning in found if warning["name"] in names), "")

@@ -17,7 +17,7 @@ from jupyter_client.session import Session
 from pytest_ipcluster.cluster.wakeup import Wakeup
 from pytest_ipcluster.errors import ClusterError
 
-__all__ = ["Hub", "HubSilentError"]
+__all__ = ["Hub", "HubSilentError", "Wire"]
 
 #: A notice published before our subscription arrived is lost; a question this often (seconds) makes up for it.
 _ASK_AGAIN = 1.0
@@ -30,33 +30,51 @@ class HubSilentError(ClusterError):
     """The hub did not answer in time."""
 
 
-class Hub:
-    """A connection to the hub of one cluster, made from its client connection file's content.
+class Wire:
+    """Sockets to one cluster's controller, on a context of their own, made from its client connection file's content.
 
-    Lives in one thread. ``close()`` may be called twice.
+    ``session`` speaks its language. Lives in one thread. ``close()`` may be called twice.
     """
 
     def __init__(self, connection: Mapping[str, Any]) -> None:
-        self._session = Session(
+        self.session = Session(
             key=connection["key"].encode(),
             signature_scheme=connection["signature_scheme"],
             packer=connection["pack"],
             unpacker=connection["unpack"],
         )
+        self._connection = connection
         self._context = zmq.Context()
-        self._requests = self._connect(zmq.DEALER, connection, "registration")
-        self._notices = self._connect(zmq.SUB, connection, "notification")
-        self._notices.subscribe(b"")
-        self._asked = False
 
-    def _connect(self, kind: int, connection: Mapping[str, Any], channel: str) -> zmq.Socket[bytes]:
+    def connect(self, channel: str, kind: int = zmq.DEALER) -> zmq.Socket[bytes]:
+        """Return a new socket that is connected to this channel of the controller."""
         socket: zmq.Socket[bytes] = self._context.socket(kind)
         socket.linger = 0
-        if connection.get("curve_serverkey"):
-            socket.curve_serverkey = connection["curve_serverkey"].encode()
+        if self._connection.get("curve_serverkey"):
+            socket.curve_serverkey = self._connection["curve_serverkey"].encode()
             socket.curve_publickey, socket.curve_secretkey = zmq.curve_keypair()
-        socket.connect(f"{connection['interface']}:{connection[channel]}")
+        socket.connect(f"{self._connection['interface']}:{self._connection[channel]}")
         return socket
+
+    def close(self) -> None:
+        """Close the sockets and their context."""
+        self._context.destroy(linger=0)
+
+
+class Hub:
+    """A connection to the hub of one cluster, made from its client connection file's content, ``connection``.
+
+    Lives in one thread. ``close()`` may be called twice.
+    """
+
+    def __init__(self, connection: Mapping[str, Any]) -> None:
+        self.connection = connection
+        self._wire = Wire(connection)
+        self._session = self._wire.session
+        self._requests = self._wire.connect("registration")
+        self._notices = self._wire.connect("notification", zmq.SUB)
+        self._notices.subscribe(b"")
+        self._asked = False
 
     def engines(self, timeout: float) -> dict[int, str]:
         """Return the registered engines, id to uuid; raise :class:`HubSilentError` after ``timeout`` seconds."""
@@ -78,12 +96,22 @@ class Hub:
 
     def unassigned(self, timeout: float) -> int:
         """Return how many load-balanced tasks wait for an engine; raise :class:`HubSilentError` after ``timeout`` s."""
+        return int(self._queues(timeout)["unassigned"])
+
+    def working(self, timeout: float) -> set[int]:
+        """Return the engines that have tasks to do, by their ids; raise :class:`HubSilentError` after ``timeout`` s."""
+        queues = {int(key): value for key, value in self._queues(timeout).items() if key.isdecimal()}
+        return {number for number, queue in queues.items() if queue["queue"] or queue["tasks"]}
+
+    def _queues(self, timeout: float) -> dict[str, Any]:
+        """Ask for the tasks that are not finished, by engine, and the number of those that wait for one."""
         self._session.send(self._requests, "queue_request", content={"targets": None})
         deadline = time.monotonic() + timeout
         while self._requests.poll(max(0, int((deadline - time.monotonic()) * 1000))):
             _, reply = self._session.recv(self._requests, mode=0)
             if reply and "unassigned" in reply["content"]:
-                return int(reply["content"]["unassigned"])
+                return dict(reply["content"])
+            self._asked = False  # it was the late answer to the question for the engines
         raise HubSilentError(f"the hub did not answer within {timeout:.1f} s")
 
     def unregister(self, number: int) -> None:
@@ -125,4 +153,4 @@ class Hub:
 
     def close(self) -> None:
         """Close the sockets and their context."""
-        self._context.destroy(linger=0)
+        self._wire.close()

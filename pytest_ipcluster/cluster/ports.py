@@ -9,8 +9,9 @@ with SO_REUSEADDR, as zmq does.
 from __future__ import annotations
 
 import socket
+from collections.abc import Iterable
 
-__all__ = ["HeldPorts"]
+__all__ = ["HeldPorts", "names_ports"]
 
 #: What a controller needs with ipyparallel's defaults; it looks for more by itself when it needs them.
 _CONTROLLER_NEEDS = 18
@@ -34,3 +35,12 @@ def _held() -> socket.socket:
     held.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     held.bind(("127.0.0.1", 0))
     return held
+
+
+def names_ports(arguments: Iterable[str], traits: Iterable[str]) -> bool:
+    """Tell whether the user has chosen ports of the controller, by an argument or by one of its traits.
+
+    All their names end alike: ``--ports``, ``IPController.client_ports``, ``regport``.
+    """
+    names = [*(argument.split("=", 1)[0] for argument in arguments), *traits]
+    return any(name.endswith(("port", "ports")) for name in names)

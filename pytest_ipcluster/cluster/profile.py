@@ -11,6 +11,7 @@ import os
 import secrets
 import shutil
 import tempfile
+import traceback
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,6 +19,7 @@ from typing import Any
 
 from pytest_ipcluster.cluster.guard import Guard
 from pytest_ipcluster.cluster.processes import MARK
+from pytest_ipcluster.errors import ClusterStartError
 
 __all__ = ["EngineSetup", "RunFolder", "child_environment", "named_profile_arguments", "write_profile"]
 
@@ -165,24 +167,39 @@ def named_profile_arguments(
 
 
 def _engine_arguments(profile: Path) -> list[str]:
-    """Return the arguments that the profile itself gives to engines, which the command line would replace."""
+    """Return the arguments that the profile itself gives to engines, which the command line would replace.
+
+    Raises ClusterStartError when its file can't be executed.
+    """
     from traitlets.config.loader import ConfigFileNotFound, PyFileConfigLoader
 
     try:
         config = PyFileConfigLoader("ipcluster_config.py", path=str(profile)).load_config()
     except ConfigFileNotFound:
         return []
+    except Exception as error:  # whatever code of the user's can raise
+        raise _broken(profile / "ipcluster_config.py", error) from error
     return list(config.EngineLauncher.get("engine_args", []))
+
+
+def _broken(file: Path, error: Exception) -> ClusterStartError:
+    return ClusterStartError(
+        f"{file} can't be executed: {type(error).__name__}: {error}",
+        log="".join(traceback.format_exception(error)),
+        advice="correct the file, or use another profile",
+    )
 
 
 def child_environment(folder: RunFolder, *, private: bool) -> dict[str, str]:
     """Return ipcluster's environment: ours, without other clusters' variables (``IPP_*``), with this cluster's mark.
 
     With ``private`` all of IPython's files go into the folder, so that the user's own IPython folder stays
-    untouched.
+    untouched. A configuration file that can't be executed ends the program that reads it.
     """
     environment = {name: value for name, value in os.environ.items() if not name.startswith("IPP_")}
     environment[MARK] = folder.mark
+    # Without this it would be written to the log, and the program would go on without the file.
+    environment.setdefault("TRAITLETS_APPLICATION_RAISE_CONFIG_FILE_ERROR", "1")
     if private:
         environment["IPYTHONDIR"] = str(folder.ipython)
     return environment

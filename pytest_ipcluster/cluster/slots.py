@@ -17,9 +17,11 @@ from pytest_ipcluster.cluster.diagnosis import tail
 from pytest_ipcluster.cluster.engines import Engine, read_engines
 from pytest_ipcluster.cluster.hub import Hub
 from pytest_ipcluster.cluster.processes import KILL, descendants, find, resume, send_signal, wait_gone
+from pytest_ipcluster.cluster.proof import prove
 from pytest_ipcluster.cluster.runtime import Runtime
+from pytest_ipcluster.cluster.startup import StartWatch
 from pytest_ipcluster.cluster.wakeup import Wakeup
-from pytest_ipcluster.errors import RepairError
+from pytest_ipcluster.errors import ClusterError, ClusterStartError, RepairError
 
 __all__ = ["Repair", "Slots"]
 
@@ -48,6 +50,7 @@ class Slots:
         self._engines: dict[int, Engine] = {}
         self._logs: dict[int, Path] = {}
         self._starts = 0
+        self._proven: set[str] = set()
         self.leaving: Callable[[bytes], object] = _ignore
 
     def engines(self) -> tuple[Engine, ...]:
@@ -57,9 +60,10 @@ class Slots:
     # -- readiness ---------------------------------------------------------------------------------
 
     def wait_for(self, n: int, deadline: float) -> None:
-        """Wait until ``n`` engines are registered, at most until ``deadline`` on the clock of ``time.monotonic()``.
+        """Wait until ``n`` engines are registered, and each scheduler has carried a task to each of them.
 
-        Raises ClusterStartError; at once when a process that it takes has ended.
+        At most until ``deadline`` on the clock of ``time.monotonic()``. Raises ClusterStartError; at once when a
+        process that it takes has ended.
         """
         wanted = set(range(n))
         with ExitStack() as stack:
@@ -75,6 +79,35 @@ class Slots:
             if missing := wanted - self._engines.keys():
                 cause = f"the engines in slots {sorted(missing)} registered without the plugin's agent"
                 raise watch.error(cause, self._any_log())
+            self._prove(hub, registered, wanted, deadline, wakeup, watch.check, lambda c: self._not_carried(watch, c))
+
+    def _not_carried(self, watch: StartWatch, complaint: str) -> ClusterStartError:
+        controller = self._runtime.roles().controller
+        cause = f"{complaint} {self._runtime.age:.1f} s after the start"
+        return watch.error(cause, controller.log if controller else None)
+
+    def _prove(
+        self,
+        hub: Hub,
+        registered: dict[int, str],
+        slots: Collection[int],
+        deadline: float,
+        wakeup: Wakeup,
+        check: Callable[[], object],
+        error: Callable[[str], ClusterError],
+    ) -> None:
+        """Prove that tasks reach the engines in these slots; raise ``error`` of who is not reached at the deadline.
+
+        Engines that have work already are left out, and all of them while tasks wait for the next one that is
+        free: their answers would wait for the end of that work.
+        """
+        new = {slot for slot in slots if registered[slot] not in self._proven}
+        if not new or hub.unassigned(_SOON):
+            return
+        idle = {slot: registered[slot] for slot in new - hub.working(_SOON)}
+        if complaint := prove(hub.connection, idle, deadline, wakeup, check):
+            raise error(complaint)
+        self._proven |= set(idle.values())
 
     def _any_log(self) -> Path | None:
         return next((role.log for role in self._runtime.roles().engines), None)
@@ -179,6 +212,7 @@ class Slots:
                     starts,
                     "the new engines did not register",
                 )
+                self._prove(hub, registered, slots, deadline, wakeup, lambda: self._check(starts), RepairError)
             except BaseException:
                 self._take_back(hub, starts)
                 raise

@@ -17,7 +17,15 @@ from typing import TextIO
 
 import psutil
 
-from pytest_ipcluster.cluster.diagnosis import advice, engines_lost, last_lines, port_is_taken, reason, tail
+from pytest_ipcluster.cluster.diagnosis import (
+    advice,
+    engines_lost,
+    last_lines,
+    not_recognized,
+    port_is_taken,
+    reason,
+    tail,
+)
 from pytest_ipcluster.cluster.processes import find, is_alive
 from pytest_ipcluster.cluster.roles import Role, Roles, read_roles
 from pytest_ipcluster.cluster.wakeup import Wakeup
@@ -30,6 +38,7 @@ __all__ = ["StartWatch"]
 _CORPSE = 0.2
 
 _LOOK_AT_COMMAND = "run the command in a terminal and watch it"
+_LOOK_AT_VERSIONS = "look whether a scheduler hangs, and whether the engines' ipykernel is one for this ipyparallel"
 _LOOK_AT_ENGINES = "look at what engines import and run at their start: startup files, engine_args, ipengine_config.py"
 
 
@@ -61,13 +70,15 @@ class StartWatch:
     def check(self) -> Roles:
         """Return the roles known by now; raise :class:`ClusterStartError` when the cluster cannot come up any more."""
         roles = read_roles(self._cluster_file)
+        self._controller = roles.controller or self._controller
         if self._process.poll() is not None:
-            raise self.error(f"ipcluster ended with exit code {self._process.returncode}")
+            raise self._end(f"ipcluster ended with exit code {self._process.returncode}")
+        if unknown := not_recognized(self._output, self._command):
+            raise self.error(unknown)
         for role in roles:
             self._open_log(role)
             self._check_role(role)
         if roles.controller is not None:
-            self._controller = roles.controller
             self._check_schedulers(roles.controller)
         elif self._controller is not None:
             self._check_role(self._controller)
@@ -98,7 +109,13 @@ class StartWatch:
             return
         process = find(role.pid)
         if process is None or not is_alive(process) or not self.wakeup.watch_process(process):
-            raise self.error(f"the {role.name} (pid {role.pid}) ended before the cluster was ready", role.log)
+            ended = f"the {role.name} (pid {role.pid}) ended before the cluster was ready"
+            raise self._end(ended, role.log) if role == self._controller else self.error(ended, role.log)
+
+    def _end(self, what: str, log: Path | None = None) -> ClusterStartError:
+        """Return the error for an end that may only follow from the engines': ipcluster can be told to stop then."""
+        lost = engines_lost(self._output)
+        return self.error(lost) if lost else self.error(what, log)
 
     def _check_schedulers(self, controller: Role) -> None:
         """Schedulers are the controller's children; one that dies does so alone, and the controller does not notice."""
@@ -122,8 +139,20 @@ class StartWatch:
             command=self._command,
             returncode=self._process.poll(),
             log=text,
-            advice=advice(text, _LOOK_AT_ENGINES if "engine" in cause else _LOOK_AT_COMMAND),
+            advice=advice(text, _look_at(cause)),
+            port_lost=port_is_taken(self._controllers_words()),
         )
+
+    def _controllers_words(self) -> str:
+        """Return the controller's log, or what ipcluster repeated of it where that is gone already."""
+        log = self._read(self._controller.log) if self._controller is not None else ""
+        return log or tail(self._output, sys.maxsize)
+
+
+def _look_at(cause: str) -> str:
+    if "not carried" in cause:
+        return _LOOK_AT_VERSIONS
+    return _LOOK_AT_ENGINES if "engine" in cause else _LOOK_AT_COMMAND
 
 
 def _children(process: psutil.Process) -> list[psutil.Process]:

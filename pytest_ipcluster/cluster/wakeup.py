@@ -83,6 +83,10 @@ class Wakeup:
         if fd not in self._selector.get_map():
             self._selector.register(fd, selectors.EVENT_READ)
 
+    def ignore_fd(self, fd: int) -> None:
+        """Do not wake for this descriptor any more, because it is about to be closed."""
+        self._selector.unregister(fd)
+
     def _watch_own(self, fd: int) -> None:
         self._own.append(fd)
         self._selector.register(fd, selectors.EVENT_READ)

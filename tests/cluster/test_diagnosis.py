@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from pytest_ipcluster.cluster.diagnosis import advice, engines_lost, reason, tail
+from pytest_ipcluster.cluster.diagnosis import advice, engines_lost, not_recognized, reason, tail
 
 STAMP = "2026-01-01 00:00:00.000"
 
@@ -21,6 +21,8 @@ def test_our_own_questions_to_the_hub_are_no_news(tmp_path):
         f"{STAMP} [IPController] news\n"
         f"{STAMP} [IPController] client::client b'x' requested 'connection_request'\n"
         f"{STAMP} [IPController] client::client [b'x'] connected\n"
+        f"{STAMP} [IPController] client::client b'x' requested 'queue_request'\n"
+        f"{STAMP} [IPController] queue::client b'x' submitted request 'uuid_1' to 0\n"
     )
     assert tail(log) == f"{STAMP} [IPController] news"
 
@@ -73,3 +75,18 @@ def test_advice_follows_the_sign_in_the_log():
 def test_lost_engines_are_read_out_of_ipclusters_output(tmp_path, line, expected):
     (tmp_path / "log").write_text(line + "\n")
     assert engines_lost(tmp_path / "log") == expected
+
+
+WARNING = f"{STAMP} [IPController] WARNING | Config option `nosuch` not recognized by `HeartMonitor`."
+
+
+@pytest.mark.parametrize(
+    ("arguments", "expected"),
+    [
+        (["--n=2", "--", "--HeartMonitor.nosuch=1"], "Config option `nosuch` not recognized by `HeartMonitor`."),
+        (["--n=2", "--HeartMonitor.period=1"], ""),
+    ],
+)
+def test_a_setting_that_does_not_exist_is_told_when_it_is_an_argument(tmp_path, arguments, expected):
+    (tmp_path / "log").write_text(f"{STAMP} news\n{WARNING}\n{STAMP} more\n")
+    assert not_recognized(tmp_path / "log", arguments) == expected

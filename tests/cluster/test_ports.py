@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import socket
 
+import pytest
 import zmq
 
-from pytest_ipcluster.cluster.ports import HeldPorts
+from pytest_ipcluster.cluster.ports import HeldPorts, names_ports
 
 
 def test_the_ports_are_different_and_enough_for_a_controller():
@@ -39,3 +40,16 @@ def test_the_controller_of_a_private_profile_takes_the_ports_that_were_held(new_
         config = (cluster.folder.profile / "ipcontroller_config.py").read_text()
     assert str(connection["registration"]) in config
     assert str(connection["mux"]) in config
+
+
+@pytest.mark.parametrize(
+    ("arguments", "traits", "named"),
+    [
+        (["--n=2", "--", "--ports=1,2"], [], True),
+        (["--IPController.client_ports=[1]"], [], True),
+        ([], ["ping", "regport"], True),
+        (["--log-level=DEBUG", "--", "--ip=127.0.0.1", "--transport=tcp"], ["ping"], False),
+    ],
+)
+def test_a_choice_of_ports_is_recognized(arguments, traits, named):
+    assert names_ports(arguments, traits) is named

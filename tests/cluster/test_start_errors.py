@@ -67,6 +67,18 @@ def test_an_argument_that_ipcluster_does_not_know(fails):
     assert "--help-all" in error.advice
 
 
+def test_an_argument_that_is_given_twice(fails):
+    error = fails(extra_args=["--n=3"])
+    assert "ipcluster ended with exit code" in error.cause
+    assert "only accepts one value" in error.cause
+
+
+def test_a_value_that_ipcluster_does_not_accept(fails):
+    error = fails(extra_args=["--delay=abc"])
+    assert error.returncode not in (None, 0)
+    assert "'abc'" in error.cause
+
+
 def test_an_argument_that_the_controller_does_not_know(fails):
     error = fails(extra_args=["--", "--nosuch"])
     assert error.returncode is None
@@ -79,6 +91,13 @@ def test_a_value_that_the_controller_does_not_accept(fails):
     error = fails(extra_args=["--", "--HeartMonitor.period=abc"])
     assert "expected an int, not the str 'abc'" in error.cause
     assert "correct the value" in error.advice
+
+
+@pytest.mark.parametrize("arguments", [["--Cluster.nosuch=1"], ["--", "--HeartMonitor.nosuch=1"]])
+def test_an_argument_that_would_be_ignored(fails, arguments):
+    error = fails(extra_args=arguments)
+    assert "Config option `nosuch` not recognized by" in error.cause
+    assert "correct the name" in error.advice
 
 
 def test_a_launcher_that_does_not_exist(fails):
@@ -105,9 +124,42 @@ def test_an_engine_command_that_is_not_there(fails):
     assert "install what is missing" in error.advice
 
 
+def test_an_mpiexec_that_is_not_there(fails):
+    error = fails(launcher="mpi", extra_args=["--MPILauncher.mpi_cmd=['/no/such/mpiexec']"])
+    assert "'/no/such/mpiexec'" in error.cause
+    assert "install what is missing" in error.advice
+
+
+def test_engines_for_whose_loss_ipcluster_ends_everything(fails):
+    arguments = ["--IPClusterStart.early_shutdown=30", "--EngineLauncher.engine_cmd=['/bin/false']"]
+    error = fails(extra_args=arguments)
+    assert error.returncode in (None, 0)  # it takes this for an orderly end
+    assert "engine" in error.cause
+    assert error.log
+
+
 def test_engines_that_cannot_load_the_agent(fails):
     error = fails(extra_args=["--EngineLauncher.engine_args=['--IPKernelApp.extensions=[]']"])
     assert "without the plugin's agent" in error.cause
+
+
+@pytest.mark.parametrize(
+    ("file", "cause"),
+    [
+        ("ipcluster_config.py", "/profile_lab/ipcluster_config.py can't be executed: NameError"),
+        ("ipcontroller_config.py", "controller"),
+        ("ipengine_config.py", "engine"),
+    ],
+)
+def test_a_configuration_file_that_cannot_be_executed(fails, monkeypatch, tmp_path, file, cause):
+    profile = tmp_path / "profile_lab"
+    profile.mkdir()
+    (profile / file).write_text("c = get_config()\nc.no.such = no_such_name\n")
+    monkeypatch.setenv("IPYTHONDIR", str(tmp_path))
+    error = fails(private=False, profile="lab")
+    assert cause in error.cause
+    assert "name 'no_such_name' is not defined" in error.cause
+    assert "NameError" in error.log
 
 
 # The controller takes the ports in this order: see init_hub in ipyparallel.controller.app.

@@ -107,3 +107,19 @@ def test_all_descriptors_are_closed_in_the_end(tmp_path):
     wakeup.close()
     wakeup.close()
     assert psutil.Process().num_fds() == before
+
+
+def test_a_descriptor_that_is_ignored_wakes_nobody_and_can_be_watched_again():
+    reading, writing = os.pipe()
+    os.write(writing, b"x")
+    with Wakeup() as wakeup:
+        wakeup.watch_fd(reading)
+        wakeup.ignore_fd(reading)
+        begun = time.monotonic()
+        wakeup.wait(0.05)
+        assert time.monotonic() - begun >= 0.05
+        wakeup.watch_fd(reading)
+        wakeup.wait(LONG)
+        assert time.monotonic() - begun < LONG
+    os.close(reading)
+    os.close(writing)

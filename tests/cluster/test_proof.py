@@ -1,0 +1,178 @@
+"""A task must come back from every engine by way of every scheduler, and whoever does not carry it is named."""
+
+from __future__ import annotations
+
+import contextlib
+import threading
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator
+
+import psutil
+import pytest
+import zmq
+from jupyter_client.session import Session
+
+from pytest_ipcluster.cluster.proof import prove
+from pytest_ipcluster.cluster.wakeup import Wakeup
+
+ENGINES = {0: "uuid-of-0", 1: "uuid-of-1"}
+CHANNELS = ("mux", "task", "broadcast")
+# Long enough that no test passes because its time ran out.
+PATIENCE = 60
+
+
+class Controller:
+    """Schedulers that answer for the engines, unless ``obstacle(channel, uuid, count)`` says otherwise.
+
+    It returns "lost" for a task that is lost, "refused" for one that does not get as far as the engine, and "" for
+    one that is answered; ``count`` is how many tasks that engine has been sent on that channel by now.
+    """
+
+    def __init__(self) -> None:
+        self.obstacle: Callable[[str, str, int], str] = lambda *_: ""
+        self.asked: Counter[tuple[str, str]] = Counter()
+        self._session = Session(key=b"secret", signature_scheme="hmac-sha256")
+        self._context = zmq.Context()
+        self._sockets = {channel: self._context.socket(zmq.ROUTER) for channel in CHANNELS}
+        ports = {name: socket.bind_to_random_port("tcp://127.0.0.1") for name, socket in self._sockets.items()}
+        self.connection = {
+            "key": "secret",
+            "signature_scheme": "hmac-sha256",
+            "pack": "json",
+            "unpack": "json",
+            "interface": "tcp://127.0.0.1",
+            "task_scheme": "leastload",
+            **ports,
+        }
+        self._over = self._context.socket(zmq.PAIR)
+        self._over.bind("inproc://over")
+        self._thread = threading.Thread(target=self._serve, daemon=True)
+        self._thread.start()
+
+    def _serve(self) -> None:
+        over = self._context.socket(zmq.PAIR)
+        over.connect("inproc://over")
+        poller = zmq.Poller()
+        for socket in (over, *self._sockets.values()):
+            poller.register(socket, zmq.POLLIN)
+        while over not in (ready := dict(poller.poll())):
+            for channel, socket in self._sockets.items():
+                if socket in ready:
+                    self._carry(channel, socket)
+        over.close()
+
+    def _carry(self, channel: str, socket: zmq.Socket[bytes]) -> None:
+        idents, task = self._session.recv(socket, mode=0)
+        targets = task["metadata"].get("targets")
+        uuids = {
+            "mux": lambda: [idents[1].decode()],
+            "task": lambda: targets,
+            "broadcast": lambda: [t[0] for t in targets],
+        }
+        for uuid in uuids[channel]():
+            self.asked[channel, uuid] += 1
+            obstacle = self.obstacle(channel, uuid, self.asked[channel, uuid])
+            if obstacle != "lost":
+                self._answer(socket, idents[0], task, uuid, broadcast=channel == "broadcast", ok=not obstacle)
+
+    def _answer(
+        self, socket: zmq.Socket[bytes], client: bytes, task: dict, uuid: str, *, broadcast: bool, ok: bool
+    ) -> None:
+        header = task["header"]
+        parent = {**header, "msg_id": f"{header['msg_id']}_{uuid}"} if broadcast else header
+        content, metadata = ({"status": "ok"}, {"engine": uuid}) if ok else ({"status": "error"}, {})
+        self._session.send(socket, "apply_reply", content, parent=parent, ident=client, metadata=metadata)
+
+    def close(self) -> None:
+        self._over.send(b"")
+        self._thread.join()
+        self._context.destroy(linger=0)
+
+
+@pytest.fixture
+def controller() -> Iterator[Controller]:
+    with contextlib.closing(Controller()) as controller:
+        yield controller
+
+
+def proven(controller: Controller, *, within: float = PATIENCE, check: Callable[[], object] = lambda: None) -> str:
+    with Wakeup() as wakeup:
+        return prove(controller.connection, ENGINES, time.monotonic() + within, wakeup, check)
+
+
+def test_each_engine_is_sent_one_task_by_each_scheduler(controller):
+    assert proven(controller) == ""
+    assert controller.asked == {(channel, uuid): 1 for channel in CHANNELS for uuid in ENGINES.values()}
+
+
+@pytest.mark.parametrize("channel", ["mux", "broadcast"])
+def test_a_lost_task_is_sent_again(controller, channel):
+    controller.obstacle = lambda *it: "lost" if it == (channel, ENGINES[1], 1) else ""
+    assert proven(controller) == ""
+    assert controller.asked[channel, ENGINES[1]] == 2
+
+
+def test_who_has_answered_is_not_asked_again(controller):
+    controller.obstacle = lambda *it: "lost" if it == ("mux", ENGINES[1], 1) else ""
+    proven(controller)
+    assert controller.asked["mux", ENGINES[0]] == 1
+
+
+def test_a_task_that_a_scheduler_keeps_is_not_doubled(controller):
+    # It would be answered if it were sent again, as other tasks are within this time.
+    controller.obstacle = lambda channel, _, count: "lost" if channel == "task" and count == 1 else ""
+    complaint = proven(controller, within=1.2)
+    assert complaint == "the load-balancing scheduler has not carried a task to slots [0, 1] and back"
+    assert controller.asked["task", ENGINES[0]] == 1
+
+
+def test_a_task_that_was_refused_is_sent_again(controller):
+    controller.obstacle = lambda channel, _, count: "refused" if channel == "task" and count == 1 else ""
+    assert proven(controller) == ""
+    assert controller.asked["task", ENGINES[0]] == 2
+
+
+def test_schedulers_that_carry_nothing_are_named_with_the_slots(controller):
+    controller.obstacle = lambda channel, uuid, _: "lost" if channel == "mux" or uuid == ENGINES[1] else ""
+    assert proven(controller, within=2) == " and ".join(
+        [
+            "the direct scheduler has not carried a task to slots [0, 1] and back",
+            "the load-balancing scheduler has not carried a task to slots [1] and back",
+            "the broadcast scheduler has not carried a task to slots [1] and back",
+        ]
+    )
+
+
+def test_a_process_that_ends_meanwhile_ends_the_wait(controller):
+    controller.obstacle = lambda *_: "lost"
+    looks = iter([None, None])
+
+    def check() -> None:
+        if next(looks, "ended") is not None:
+            raise ProcessLookupError
+
+    with pytest.raises(ProcessLookupError):
+        proven(controller, check=check)
+
+
+def test_a_pure_scheduler_is_not_asked(controller):
+    controller.connection["task_scheme"] = "pure"
+    assert proven(controller) == ""
+    assert {channel for channel, _ in controller.asked} == {"mux", "broadcast"}
+
+
+def test_no_engines_need_no_proof(controller):
+    with Wakeup() as wakeup:
+        assert prove(controller.connection, {}, time.monotonic(), wakeup, lambda: None) == ""
+
+
+def test_nothing_of_it_stays(controller):
+    def held() -> tuple[int, int]:
+        return psutil.Process().num_threads(), psutil.Process().num_fds()
+
+    proven(controller)
+    before = held()
+    for _ in range(3):
+        proven(controller)
+    assert held() == before
