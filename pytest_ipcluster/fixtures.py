@@ -49,10 +49,11 @@ def _uncharged(request: pytest.FixtureRequest) -> AbstractContextManager[None]:
 def _ipcluster_keeper(request: pytest.FixtureRequest) -> Iterator[Keeper]:
     """Keep one cluster for the session."""
     with _uncharged(request):
-        from pytest_ipcluster.keeper import Keeper, importable_folders
+        from pytest_ipcluster.keeper import Keeper, importable_folders, test_files
 
-        folders = importable_folders(request.config, request.session.items)
-        keeper = request.config.stash[KEEPER] = Keeper(request.config.stash[SETTINGS], folders)
+        items = request.session.items
+        folders, tests = importable_folders(request.config, items), test_files(items)
+        keeper = request.config.stash[KEEPER] = Keeper(request.config.stash[SETTINGS], folders, tests)
     yield keeper
     with _uncharged(request):  # whichever test is the last of the session
         keeper.close()
@@ -78,13 +79,13 @@ def ipcluster(request: pytest.FixtureRequest, _ipcluster_keeper: Keeper, ipclust
     The ipcluster marker and the --ipcluster options say which shape that is. ``ipcluster.engines[slot]`` gives
     an engine's slot, id, ident, pid, host, state and log().
     """
-    from pytest_ipcluster.errors import ClusterStartError
+    from pytest_ipcluster.errors import ClusterError
 
     shape = getattr(request, "param", request.config.stash[SETTINGS].shape)
     try:
         with _uncharged(request):
             return _ipcluster_keeper.provide(shape, ipcluster_config)
-    except ClusterStartError as error:
+    except ClusterError as error:
         # The message says it all; how the plugin came to know would only bury it.
         raise error.with_traceback(None) from None
 

@@ -5,15 +5,15 @@ from __future__ import annotations
 import os
 import sys
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import replace
 from pathlib import Path
 from traceback import format_exception
 from typing import TYPE_CHECKING
 
-from pytest_ipcluster.cluster.cleaning import clean_engines
-from pytest_ipcluster.errors import ClusterError, ClusterStartError
+from pytest_ipcluster.cluster.cleaning import Leftovers, clean_engines
+from pytest_ipcluster.errors import ClusterError, RepairError
 from pytest_ipcluster.report.events import EventLog
 from pytest_ipcluster.settings import Settings, Shape
 
@@ -24,10 +24,9 @@ if TYPE_CHECKING:
 
     from pytest_ipcluster.cluster.background import BackgroundCluster
     from pytest_ipcluster.cluster.profile import RunFolder
-    from pytest_ipcluster.cluster.slots import Repair
     from pytest_ipcluster.hearts.thread import MonitorThread
 
-__all__ = ["Keeper", "importable_folders"]
+__all__ = ["Keeper", "importable_folders", "test_files"]
 
 #: Seconds that an engine gets to drop what an earlier test left on it before it is replaced.
 _PATIENCE = 2.0
@@ -39,14 +38,18 @@ _ORPHAN_GRACE = 1.0
 class Keeper:
     """Provides the cluster of the shape that a test wants, and keeps it in that shape.
 
-    ``importable`` are the folders that functions sent to the engines may be imported from.
+    ``importable`` are the folders that functions sent to the engines may be imported from; ``tests`` are the files of
+    the tests, whose modules engines import anew for each test.
     """
 
-    def __init__(self, settings: Settings, importable: Iterable[str]) -> None:
+    def __init__(self, settings: Settings, importable: Iterable[str], tests: Iterable[str] = ()) -> None:
         self._settings = settings
         self._importable = tuple(importable)
-        self._kind: tuple[object, ...] | None = None
-        self._failed: dict[tuple[Shape, tuple[object, ...]], ClusterStartError] = {}
+        self._tests = tuple(tests)
+        self._shape = settings.shape
+        self._kind: tuple[object, ...] = ()
+        self._failed: dict[tuple[Shape, tuple[object, ...]], ClusterError] = {}
+        self._restarted = False
         self._process = os.getpid()
         self._folder: RunFolder | None = None
         self._cluster: BackgroundCluster | None = None
@@ -64,8 +67,8 @@ class Keeper:
         """Return a running cluster of this shape, all its hearts beating.
 
         When the running one differs only in its number of engines it grows or shrinks; otherwise it is
-        replaced. Raises :class:`ClusterStartError`; the same again, at once, for every further test that wants
-        the same cluster.
+        replaced. Raises :class:`ClusterError`; the same again, at once, for every further test that wants the same
+        cluster.
         """
         kind = (shape.engines, shape.extra_args, shape.profile, repr(config))
         if (shape, kind) in self._failed:
@@ -74,10 +77,10 @@ class Keeper:
             self.close()
             try:
                 self._start(shape, config)
-            except ClusterStartError as error:
+            except ClusterError as error:
                 self._failed[shape, kind] = error
                 raise
-            self._kind = kind
+            self._shape, self._kind = shape, kind
         elif self._cluster.n != shape.n:
             self.restore(shape.n)
         return self._running()
@@ -131,25 +134,63 @@ class Keeper:
         self._hearts.start()
         return self._hearts
 
+    def renew(self, shape: Shape | None = None) -> None:
+        """Before a test that wants a cluster of this shape (None: whichever runs), have all engines there and beating.
+
+        A cluster of another kind is left as it is: it is about to be replaced. Raises ClusterError.
+        """
+        if self._cluster is None or (shape is not None and replace(shape, n=self._shape.n) != self._shape):
+            return
+        self.restore(self._shape.n if shape is None else shape.n)
+
     def restore(self, n: int | None = None) -> None:
         """Bring the cluster back to ``n`` engines (as many as it has, by default) in their slots, hearts beating.
 
         A cluster that cannot be repaired, because its controller is gone for example, is restarted. Raises
-        :class:`ClusterError` when that fails as well.
+        :class:`ClusterError` when that fails as well; the same again, at once, whenever this is asked for.
         """
-        cluster = self._running()
+        begun, cluster = time.monotonic(), self._running()
+        n = cluster.n if n is None else n
+        if (replace(self._shape, n=n), self._kind) in self._failed:
+            raise self._failed[replace(self._shape, n=n), self._kind]
+        with self._or_restart(n):
+            repairs = cluster.restore(n, self._settings.start_timeout)
+            self._note({repair.slot: repair.reason for repair in repairs}, begun)
+            if silent := self._silent():
+                self._replace(silent, begun)
+        self._shape = replace(self._shape, n=n)
+
+    @contextmanager
+    def _or_restart(self, n: int) -> Iterator[None]:
+        """Restart the cluster with ``n`` engines when the block cannot repair it."""
         try:
-            self._note(cluster.restore(n, self._settings.start_timeout))
+            yield
         except ClusterError as error:
-            cluster.n = cluster.n if n is None else n
-            self._restart(f"it could not be repaired: {error}")
+            self._running().n = n
+            self._restart_once(f"it could not be repaired: {error}")
+
+    def allow_restart(self) -> None:
+        """Allow one restart from here on: a test's setup may take one, and its teardown."""
+        self._restarted = False
+
+    def _restart_once(self, reason: str) -> None:
+        """Restart, unless that has not helped already; remember when it fails, so that no other test waits for it."""
+        if self._restarted:
+            raise ClusterError(f"the cluster was restarted already, and again {reason}")
+        self._restarted = True
+        try:
+            self._restart(reason)
+        except ClusterError as error:
+            error.add_note(f"The cluster was being restarted: {reason}")
+            self._failed[replace(self._shape, n=self._running().n), self._kind] = error
+            raise
 
     def _restart(self, reason: str) -> None:
         """Stop the cluster and start it again; tests keep the same object."""
         begun, cluster = time.monotonic(), self._running()
         cluster.stop(self._settings.kill_after)
         self._bring_up(cluster)
-        self.events.add("restarted", detail=f"{reason}; took {time.monotonic() - begun:.2f} s")
+        self.events.add("restarted", detail=reason, seconds=time.monotonic() - begun)
 
     @contextmanager
     def client(self) -> Iterator[Client]:
@@ -159,21 +200,34 @@ class Keeper:
         scheduler hands to every new engine, the cluster is restarted.
         """
         self.restore()
-        for repair in (self._replace, self._restart_for):
+        for repair in (self._replace_for, self._restart_for, self._give_up_for):
+            begun = time.monotonic()
             with self._connected() as client:
-                left = _Leftovers(clean_engines(client, _PATIENCE), self._running().slots.backlog())
-                if not left.stuck and not left.backlog:
+                left = clean_engines(client, self._running().slots.unfinished, _PATIENCE, self._tests)
+                if not left:
                     yield client
                     return
-            repair(left)
-        with self._connected() as client:
-            yield client
+            repair(left, begun)
 
-    def _replace(self, left: _Leftovers) -> None:
-        self._note(self._running().replace(left.stuck, self._settings.start_timeout))
+    def _replace_for(self, left: Leftovers, begun: float) -> None:
+        if not left.stuck:
+            return self._restart_for(left, begun)
+        with self._or_restart(self._running().n):
+            return self._replace(left.stuck, begun)
 
-    def _restart_for(self, left: _Leftovers) -> None:
-        self._restart(f"an earlier test left engines {left.stuck} busy and {left.backlog} tasks queued")
+    def _restart_for(self, left: Leftovers, begun: float) -> None:
+        self._restart_once(f"it could not be made as new: {left} {time.monotonic() - begun:.1f} s later")
+
+    def _give_up_for(self, left: Leftovers, begun: float) -> None:
+        raise ClusterError(
+            f"the cluster is not as new even after a restart: {left} {time.monotonic() - begun:.1f} s later"
+        )
+
+    def _replace(self, reasons: Mapping[int, str], begun: float) -> None:
+        """Put new engines into these slots, and wait until their hearts beat."""
+        self._running().replace(reasons, self._settings.start_timeout)
+        self._note(reasons, begun)
+        self._wait_for_hearts()
 
     @contextmanager
     def _connected(self) -> Iterator[Client]:
@@ -181,6 +235,8 @@ class Keeper:
         import zmq
 
         context = zmq.Context()
+        # For sockets that the client's loop closes: messages that nobody takes would hold up the end for ever.
+        context.setsockopt(zmq.LINGER, 0)
         try:
             client = self._running().client(context=context, timeout=self._settings.start_timeout)
             try:
@@ -195,15 +251,34 @@ class Keeper:
             raise ClusterError("no cluster is running")
         return self._cluster
 
-    def _note(self, repairs: Iterable[Repair]) -> None:
-        """Write repairs down, and wait until the hearts of the new engines beat."""
-        for repair in repairs:
-            self.events.add("repaired", slot=repair.slot, detail=f"{repair.reason}; took {repair.seconds:.2f} s")
-        self._wait_for_hearts()
+    def _note(self, reasons: Mapping[int, str], begun: float) -> None:
+        """Write down what was repaired since ``begun`` and why, and which engines are there for the first time."""
+        seconds: float | None = time.monotonic() - begun
+        for slot, reason in sorted(reasons.items()):
+            kind = "repaired" if slot < self._shape.n else "added"
+            self.events.add(kind, slot=slot, detail=reason, seconds=seconds)
+            seconds = None
+
+    def _silent(self) -> dict[int, str]:
+        """Return the slots whose hearts do not beat though their engines live, with that as the reason."""
+        deadline = time.monotonic() + _PATIENCE + self._settings.heart_misses * self._settings.heart_period / 1000
+        return {
+            engine.slot: "the engine's heart did not beat"
+            for engine in self._running().engines
+            if not self._beats(engine.heart, deadline - time.monotonic())
+        }
 
     def _wait_for_hearts(self) -> None:
         for engine in self._running().engines:
-            self.hearts.wait_for_heart(engine.heart, self._settings.start_timeout)
+            if not self._beats(engine.heart, self._settings.start_timeout):
+                raise RepairError(f"the heart of the engine in slot {engine.slot} (pid {engine.pid}) does not beat")
+
+    def _beats(self, heart: bytes, timeout: float) -> bool:
+        try:
+            self.hearts.wait_for_heart(heart, max(0.0, timeout))
+        except TimeoutError:
+            return False
+        return True
 
     def _forget(self, heart: bytes) -> None:
         """Have the monitor drop the heart of an engine that is ended on purpose."""
@@ -249,14 +324,6 @@ class Keeper:
         self._cluster = self._hearts = self._folder = None
 
 
-@dataclass(frozen=True, slots=True)
-class _Leftovers:
-    """What an earlier test left: engines that do not come clean, and tasks that wait in the scheduler."""
-
-    stuck: list[int]
-    backlog: int
-
-
 def importable_folders(config: pytest.Config, items: Iterable[pytest.Item]) -> list[str]:
     """Return the folders that tests can be imported from here, so that engines can do it too.
 
@@ -264,3 +331,9 @@ def importable_folders(config: pytest.Config, items: Iterable[pytest.Item]) -> l
     """
     folders = [config.rootpath, *(item.path.parent for item in items), *(Path(entry) for entry in sys.path if entry)]
     return [str(folder) for folder in dict.fromkeys(folders) if folder.is_dir()]
+
+
+def test_files(items: Iterable[pytest.Item]) -> list[str]:
+    """Return the files of the tests, by every name that an engine may know them by."""
+    paths = dict.fromkeys(item.path for item in items)
+    return list(dict.fromkeys(str(path) for given in paths for path in (given, given.resolve())))

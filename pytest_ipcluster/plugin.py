@@ -14,6 +14,7 @@ import pytest
 
 from pytest_ipcluster import fixtures
 from pytest_ipcluster.options import add_options
+from pytest_ipcluster.renewing import Renewing
 from pytest_ipcluster.settings import (
     MARKER,
     MARKER_HELP,
@@ -25,6 +26,7 @@ from pytest_ipcluster.settings import (
     read_settings,
     shape_for,
 )
+from pytest_ipcluster.telling import Telling
 
 __all__ = [
     "pytest_addoption",
@@ -52,6 +54,8 @@ def pytest_configure(config: pytest.Config) -> None:
     config.stash[SETTINGS] = read_settings(config)
     config.stash[_SHAPES] = {}
     config.pluginmanager.register(fixtures, "ipcluster-fixtures")
+    config.pluginmanager.register(Telling(), "ipcluster-telling")
+    config.pluginmanager.register(Renewing(), "ipcluster-renewing")
     _meet_timeout(config)
 
 

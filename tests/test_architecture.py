@@ -15,7 +15,9 @@ HEAVY = {"zmq", "traitlets", "tornado", "psutil", "IPython", "ipyparallel", "jup
 # Room (a module or a folder) -> the rooms that it may import; what is not named may not be imported.
 ARROWS = {
     "__init__": {"cluster", "hearts", "errors"},  # only inside __getattr__ and for type checkers
-    "plugin": {"fixtures", "options", "settings", "partners"},
+    "plugin": {"fixtures", "options", "settings", "partners", "renewing", "telling"},
+    "renewing": {"fixtures", "settings", "telling", "report", "errors"},
+    "telling": {"report"},
     "fixtures": {"keeper", "settings", "faults", "hearts", "cluster", "errors"},
     "partners": set(),
     "keeper": {"settings", "hearts", "cluster", "report.events", "errors"},
@@ -29,7 +31,12 @@ ARROWS = {
 }
 # Where ipyparallel may be named, and which modules run inside engines.
 KNOWS_IPYPARALLEL = {"cluster"}
-ON_ENGINES = {"hearts.agent": {"hearts.heart"}, "hearts.heart": set(), "cluster.renewal": set()}
+ON_ENGINES = {
+    "hearts.agent": {"hearts.heart"},
+    "hearts.heart": set(),
+    "cluster.renewal": {"cluster.remains"},
+    "cluster.remains": set(),
+}
 
 MODULES = sorted(PACKAGE.rglob("*.py"))
 

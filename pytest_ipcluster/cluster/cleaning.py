@@ -1,9 +1,10 @@
-"""Making engines as new for the next test: nothing queued, the first namespace again, ready for work."""
+"""Making engines as new for the next test: nothing queued or running, the first state again, ready for work."""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Collection
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from pytest_ipcluster.cluster.renewal import renew
@@ -11,59 +12,145 @@ from pytest_ipcluster.cluster.renewal import renew
 if TYPE_CHECKING:
     from ipyparallel import AsyncResult, Client, DirectView
 
-__all__ = ["clean_engines"]
+    from pytest_ipcluster.cluster.hub import Unfinished
 
-#: The part of the patience after which an engine that has not answered is told to drop what is queued.
+__all__ = ["Leftovers", "clean_engines"]
+
+#: The part of the patience after which the tasks of an engine that has not answered are aborted.
 _HINT_AFTER = 0.25
 
 #: Seconds to wait for the output of a task before another one is sent to be heard.
 _HEARD_AFTER = 0.1
 
+_BUSY = "the engine was still busy with what a test had left"
 
-def clean_engines(client: Client, patience: float) -> list[int]:
-    """Renew every engine; return the ids of those that have not come through within ``patience`` seconds.
 
-    These are busy with something that an earlier test left. An engine that does not answer soon is told to abort
-    its queue; not before, for ipyparallel's engine does that on a thread that has to share the queue with the one
-    that works.
+@dataclass(frozen=True, slots=True)
+class Leftovers:
+    """What could not be cleaned: engines by id with the reason, and how many tasks wait for an engine."""
+
+    stuck: Mapping[int, str]
+    waiting: int
+
+    def __bool__(self) -> bool:
+        return bool(self.stuck or self.waiting)
+
+    def __str__(self) -> str:
+        lines = [f"engine {number}: {reason}" for number, reason in sorted(self.stuck.items())]
+        return "; ".join(lines + [f"{self.waiting} tasks wait for an engine"] * bool(self.waiting))
+
+
+def clean_engines(
+    client: Client, unfinished: Callable[[], Unfinished], patience: float, tests: Iterable[str] = ()
+) -> Leftovers:
+    """Renew every engine until nothing of an earlier test is left, at most ``patience`` seconds; return what is.
+
+    ``unfinished`` asks the hub for the tasks that are under way; ``tests`` are the files whose modules are forgotten.
     """
-    begun = time.monotonic()
-    deadline = begun + patience
-    tasks = {number: client[number].apply_async(renew) for number in client.ids}
-    _wait(tasks.values(), begun + patience * _HINT_AFTER)
-    for number, task in tasks.items():
-        if not task.ready():
-            client.abort(targets=number, block=False)
-    _wait(tasks.values(), deadline)
-    aborted = [number for number, task in tasks.items() if task.ready() and not task.successful()]
-    tasks.update({number: client[number].apply_async(renew) for number in aborted})
-    _wait(tasks.values(), deadline)
-    return [
-        number for number, task in tasks.items() if not (_succeeded(task) and _heard(client[number], task, deadline))
-    ]
+    cleaning = _Cleaning(client, unfinished, patience, tuple(tests))
+    while True:
+        left = cleaning.turn()
+        if not left or cleaning.is_over(left):
+            return left
 
 
-def _wait(tasks: Collection[AsyncResult], deadline: float) -> None:
-    for task in tasks:
-        task.wait(max(0.0, deadline - time.monotonic()))
+class _Cleaning:
+    """Turns of renewing all engines, within one limit of time."""
+
+    def __init__(
+        self, client: Client, unfinished: Callable[[], Unfinished], patience: float, tests: tuple[str, ...]
+    ) -> None:
+        self._client = client
+        self._unfinished = unfinished
+        self._tests = tests
+        self._hint_after = patience * _HINT_AFTER
+        self._deadline = time.monotonic() + patience
+        self._ours: set[str] = set()
+
+    def turn(self) -> Leftovers:
+        """Renew every engine once, abort what is under way, and tell what is left then."""
+        renewals = {number: _Renewal(self._client, number, self._tests, self._ours) for number in self._client.ids}
+        hint = min(self._deadline, time.monotonic() + self._hint_after)
+        for renewal in renewals.values():
+            renewal.wait(hint)
+        under_way = self._abort()
+        for renewal in renewals.values():
+            renewal.wait(self._deadline)
+        complaints = {number: renewal.complaint(self._deadline) for number, renewal in renewals.items()}
+        stuck = {number: complaint for number, complaint in complaints.items() if complaint}
+        return Leftovers({**dict.fromkeys(under_way.given, _BUSY), **stuck}, len(under_way.waiting))
+
+    def _abort(self) -> Unfinished:
+        """Have the engines refuse what is under way when they come to it; return what that was.
+
+        By name, task after task: when an engine is told to drop whatever is queued, ipyparallel does that on a thread
+        that has to share the queue with the one that works, and only for tasks of one kind.
+        """
+        under_way = self._unfinished().without(self._ours)
+        if under_way:
+            self._client.abort(jobs=sorted(under_way.ids), targets="all", block=False)
+        return under_way
+
+    def is_over(self, left: Leftovers) -> bool:
+        """Tell whether another turn is of no use: time is up, or there is something that time does not heal."""
+        hopeless = any(reason != _BUSY for reason in left.stuck.values())
+        return hopeless or time.monotonic() >= self._deadline
 
 
-def _succeeded(task: AsyncResult) -> bool:
-    return bool(task.ready() and task.successful())
+class _Renewal:
+    """One engine's renewal, sent on both ways that are its own, so that on either it comes after what was sent before.
 
-
-def _heard(view: DirectView, task: AsyncResult, deadline: float) -> bool:
-    """Wait until the client hears what this engine publishes.
-
-    The subscription of a new client takes a moment to reach every engine. Until then the output of a task is lost, and
-    ``execute(block=True)`` waits for it for ever.
+    The third way, by load balancing, leads to any engine; what is under way there is known to the hub. ``ours`` takes
+    the ids of the tasks that are sent here.
     """
-    while not task.wait_for_output(_HEARD_AFTER):
-        if time.monotonic() > deadline:
-            return False
-        task = view.apply_async(_nothing)
-        task.wait(max(0.0, deadline - time.monotonic()))
-    return True
+
+    def __init__(self, client: Client, number: int, tests: tuple[str, ...], ours: set[str]) -> None:
+        self._direct = client[[number]]
+        self._ours = ours
+        self._tasks = [self._send(view, renew, tests) for view in (self._direct, client.broadcast_view([number]))]
+
+    def _send(self, view: DirectView, function: Callable[..., object], *args: object) -> AsyncResult:
+        task = view.apply_async(function, *args)
+        self._ours.update(task.msg_ids)
+        return task
+
+    def wait(self, deadline: float) -> None:
+        for task in self._tasks:
+            task.wait(max(0.0, deadline - time.monotonic()))
+
+    def complaint(self, deadline: float) -> str:
+        """Say why this engine is not as new; empty when it is."""
+        if not all(task.ready() for task in self._tasks):
+            return _BUSY
+        complaints = dict.fromkeys(line for task in self._tasks for line in _outcome(task))
+        if not complaints and not self._is_heard(deadline):
+            return "the engine's output did not arrive"
+        return "; ".join(complaints)
+
+    def _is_heard(self, deadline: float) -> bool:
+        """Wait until the client hears what this engine publishes.
+
+        The subscription of a new client takes a moment to reach every engine. Until then the output of a task is lost,
+        and ``execute(block=True)`` waits for it for ever.
+        """
+        task = self._tasks[0]
+        while not task.wait_for_output(_HEARD_AFTER):
+            if time.monotonic() > deadline:
+                return False
+            task = self._send(self._direct, _nothing)
+            task.wait(max(0.0, deadline - time.monotonic()))
+        return True
+
+
+def _outcome(task: AsyncResult) -> list[str]:
+    """Return what the engine could not bring back."""
+    if task.successful():
+        return [line for complaints in task.get(0) for line in complaints]
+    error = task.exception()
+    name, message = error.elist[0][:2] if hasattr(error, "elist") else (type(error).__name__, str(error))
+    if name == "EngineError":
+        return ["the engine died"]
+    return [f"the engine could not be renewed: {name}: {str(message).partition(chr(10))[0]}"]
 
 
 def _nothing() -> None:

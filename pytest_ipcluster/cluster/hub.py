@@ -8,7 +8,8 @@ cannot.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
 import zmq
@@ -17,7 +18,7 @@ from jupyter_client.session import Session
 from pytest_ipcluster.cluster.wakeup import Wakeup
 from pytest_ipcluster.errors import ClusterError
 
-__all__ = ["Hub", "HubSilentError", "Wire"]
+__all__ = ["Hub", "HubSilentError", "Unfinished", "Wire"]
 
 #: A notice published before our subscription arrived is lost; a question this often (seconds) makes up for it.
 _ASK_AGAIN = 1.0
@@ -28,6 +29,27 @@ _TURN = 0.25
 
 class HubSilentError(ClusterError):
     """The hub did not answer in time."""
+
+
+@dataclass(frozen=True, slots=True)
+class Unfinished:
+    """Tasks that have not come to an end, by their message ids: which wait for an engine, and which each engine has."""
+
+    waiting: frozenset[str] = frozenset()
+    given: Mapping[int, frozenset[str]] = field(default_factory=dict)
+
+    def __bool__(self) -> bool:
+        return bool(self.ids)
+
+    @property
+    def ids(self) -> frozenset[str]:
+        """All of them."""
+        return self.waiting.union(*self.given.values())
+
+    def without(self, ids: Collection[str]) -> Unfinished:
+        """Return the same without these tasks; engines that have no others are left out."""
+        given = {number: tasks - set(ids) for number, tasks in self.given.items()}
+        return Unfinished(self.waiting - set(ids), {number: tasks for number, tasks in given.items() if tasks})
 
 
 class Wire:
@@ -100,12 +122,25 @@ class Hub:
 
     def working(self, timeout: float) -> set[int]:
         """Return the engines that have tasks to do, by their ids; raise :class:`HubSilentError` after ``timeout`` s."""
-        queues = {int(key): value for key, value in self._queues(timeout).items() if key.isdecimal()}
+        queues = _by_engine(self._queues(timeout))
         return {number for number, queue in queues.items() if queue["queue"] or queue["tasks"]}
 
-    def _queues(self, timeout: float) -> dict[str, Any]:
-        """Ask for the tasks that are not finished, by engine, and the number of those that wait for one."""
-        self._session.send(self._requests, "queue_request", content={"targets": None})
+    def unfinished(self, timeout: float) -> Unfinished:
+        """Return the tasks that have not come to an end, whoever submitted them; those of broadcasts are not known.
+
+        Raises :class:`HubSilentError` after ``timeout`` seconds.
+        """
+        # First only whether, for the full answer also names every task that each engine has ever done.
+        if self.unassigned(timeout) or self.working(timeout):
+            return _unfinished(self._queues(timeout, verbose=True))
+        return Unfinished()
+
+    def _queues(self, timeout: float, *, verbose: bool = False) -> dict[str, Any]:
+        """Ask for the tasks that are not finished, by engine, and the number of those that wait for one.
+
+        With ``verbose`` they are given by their message ids.
+        """
+        self._session.send(self._requests, "queue_request", content={"targets": None, "verbose": verbose})
         deadline = time.monotonic() + timeout
         while self._requests.poll(max(0, int((deadline - time.monotonic()) * 1000))):
             _, reply = self._session.recv(self._requests, mode=0)
@@ -154,3 +189,12 @@ class Hub:
     def close(self) -> None:
         """Close the sockets and their context."""
         self._wire.close()
+
+
+def _unfinished(queues: Mapping[str, Any]) -> Unfinished:
+    tasks = {number: frozenset([*queue["queue"], *queue["tasks"]]) for number, queue in _by_engine(queues).items()}
+    return Unfinished(frozenset(queues["unassigned"]), {number: given for number, given in tasks.items() if given})
+
+
+def _by_engine(queues: Mapping[str, Any]) -> dict[int, Any]:
+    return {int(key): value for key, value in queues.items() if key.isdecimal()}

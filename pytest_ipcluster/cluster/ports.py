@@ -8,6 +8,7 @@ with SO_REUSEADDR, as zmq does.
 
 from __future__ import annotations
 
+import re
 import socket
 from collections.abc import Iterable
 
@@ -15,6 +16,9 @@ __all__ = ["HeldPorts", "names_ports"]
 
 #: What a controller needs with ipyparallel's defaults; it looks for more by itself when it needs them.
 _CONTROLLER_NEEDS = 18
+
+#: The traits of ipyparallel's IPController that choose ports, deprecated ones included.
+_CHOICE = re.compile("((engine|client)_)?ports|(mon|notifier)_port|regport|hb|mux|task|control|iopub")
 
 
 class HeldPorts:
@@ -38,9 +42,6 @@ def _held() -> socket.socket:
 
 
 def names_ports(arguments: Iterable[str], traits: Iterable[str]) -> bool:
-    """Tell whether the user has chosen ports of the controller, by an argument or by one of its traits.
-
-    All their names end alike: ``--ports``, ``IPController.client_ports``, ``regport``.
-    """
-    names = [*(argument.split("=", 1)[0] for argument in arguments), *traits]
-    return any(name.endswith(("port", "ports")) for name in names)
+    """Tell whether the user has chosen ports of the controller, by an argument or by a trait of IPController's."""
+    names = [argument.split("=", 1)[0].lstrip("-").removeprefix("IPController.") for argument in arguments]
+    return any(_CHOICE.fullmatch(name) for name in [*names, *traits])

@@ -11,6 +11,8 @@ import os
 import signal
 import time
 from collections.abc import Callable, Iterable, Mapping
+from contextlib import suppress
+from pathlib import Path
 
 import psutil
 
@@ -18,9 +20,11 @@ __all__ = [
     "KILL",
     "MARK",
     "carries",
+    "children",
     "descendants",
     "find",
     "is_alive",
+    "is_doomed",
     "is_paused",
     "kill_until_gone",
     "marked",
@@ -60,6 +64,19 @@ def is_paused(process: psutil.Process) -> bool:
         return False
 
 
+def is_doomed(process: psutil.Process) -> bool:
+    """Tell whether the process has been killed but has not come to its end, as far as this system says.
+
+    The last act of a test can be a kill, and a big process takes a while to go.
+    """
+    try:
+        lines = Path(f"/proc/{process.pid}/status").read_text().splitlines()
+    except OSError:
+        return False
+    pending = [int(line.split()[1], 16) for line in lines if line.startswith(("SigPnd:", "ShdPnd:"))]
+    return any(mask >> (KILL - 1) & 1 for mask in pending)
+
+
 def send_signal(process: psutil.Process, signum: int) -> bool:
     """Send a signal to this very process; return False when it has ended already.
 
@@ -78,6 +95,19 @@ def resume(process: psutil.Process) -> bool:
     """Let a stopped process go on; return False when it has ended, or where processes cannot be stopped at all."""
     signum = getattr(signal, "SIGCONT", None)
     return signum is not None and send_signal(process, signum)
+
+
+def children(process: psutil.Process) -> list[psutil.Process]:
+    """Return the children of a process, also those that have ended and that it has not reaped."""
+    lists = list(Path(f"/proc/{process.pid}/task").glob("*/children"))
+    if not lists:  # another system
+        with suppress(psutil.NoSuchProcess):
+            return list(process.children())
+    pids: set[int] = set()
+    for path in lists:
+        with suppress(OSError):  # of a thread that has ended
+            pids.update(map(int, path.read_text().split()))
+    return [child for pid in sorted(pids) if (child := find(pid)) is not None]
 
 
 def descendants(root: psutil.Process) -> set[psutil.Process]:

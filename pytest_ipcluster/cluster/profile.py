@@ -41,7 +41,8 @@ _DEFAULTS: dict[str, dict[str, dict[str, object]]] = {
     "ipengine_config.py": {},
 }
 
-_AGENT = "pytest_ipcluster.hearts.agent"
+#: What every engine loads at its start: its heart, and the stock that it goes back to between tests.
+_EXTENSIONS = ("pytest_ipcluster.hearts.agent", "pytest_ipcluster.cluster.renewal")
 
 
 @dataclass(frozen=True, slots=True)
@@ -138,7 +139,7 @@ def _literal(section: str, trait: str, value: object) -> str:
 
 def _agent_lines(setup: EngineSetup, cards: Path) -> list[str]:
     return [
-        f"c.IPKernelApp.extensions.append({_AGENT!r})",
+        *(f"c.IPKernelApp.extensions.append({name!r})" for name in _EXTENSIONS),
         f"c.HeartAgent.ping = {setup.ping!r}",
         f"c.HeartAgent.pong = {setup.pong!r}",
         f"c.HeartAgent.cards = {str(cards)!r}",
@@ -195,11 +196,16 @@ def child_environment(folder: RunFolder, *, private: bool) -> dict[str, str]:
 
     With ``private`` all of IPython's files go into the folder, so that the user's own IPython folder stays
     untouched. A configuration file that can't be executed ends the program that reads it.
+
+    No test's name gets there, for engines outlive tests. That these are tests does, always in the same way: ipykernel
+    looks for it, and leaves an engine's own output alone then, so that it reaches the log.
     """
     environment = {name: value for name, value in os.environ.items() if not name.startswith("IPP_")}
     environment[MARK] = folder.mark
     # Without this it would be written to the log, and the program would go on without the file.
     environment.setdefault("TRAITLETS_APPLICATION_RAISE_CONFIG_FILE_ERROR", "1")
+    if "PYTEST_VERSION" in environment:
+        environment["PYTEST_CURRENT_TEST"] = "ipcluster (of many tests)"
     if private:
         environment["IPYTHONDIR"] = str(folder.ipython)
     return environment

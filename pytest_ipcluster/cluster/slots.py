@@ -15,8 +15,19 @@ import psutil
 
 from pytest_ipcluster.cluster.diagnosis import tail
 from pytest_ipcluster.cluster.engines import Engine, read_engines
-from pytest_ipcluster.cluster.hub import Hub
-from pytest_ipcluster.cluster.processes import KILL, descendants, find, resume, send_signal, wait_gone
+from pytest_ipcluster.cluster.hub import Hub, Unfinished
+from pytest_ipcluster.cluster.processes import (
+    KILL,
+    children,
+    descendants,
+    find,
+    is_alive,
+    is_doomed,
+    is_paused,
+    resume,
+    send_signal,
+    wait_gone,
+)
 from pytest_ipcluster.cluster.proof import prove
 from pytest_ipcluster.cluster.runtime import Runtime
 from pytest_ipcluster.cluster.startup import StartWatch
@@ -117,10 +128,10 @@ class Slots:
         logs = {role.pid: role.log for role in self._runtime.roles().engines if role.pid and role.log}
         return read_engines(registered, self._runtime.folder.cards, {**logs, **self._logs})
 
-    def backlog(self) -> int:
-        """Return how many load-balanced tasks still wait for an engine, whoever submitted them."""
+    def unfinished(self) -> Unfinished:
+        """Return the tasks that have not come to an end, whoever submitted them."""
         with self._runtime.hub() as hub:
-            return hub.unassigned(_SOON)
+            return hub.unfinished(_SOON)
 
     # -- repair ------------------------------------------------------------------------------------
 
@@ -131,18 +142,31 @@ class Slots:
         id. Raises :class:`RepairError` when that cannot be done within ``timeout`` seconds.
         """
         begun = time.monotonic()
-        if lost := self._runtime.lost():
+        if lost := self._runtime.lost() or self._lost_part():
             raise RepairError(lost)
         with self._runtime.hub() as hub:
             registered = hub.engines(min(timeout, _SOON))
             self._engines = {**self._found(registered), **self._engines}
+            paused = [slot for slot, engine in self._engines.items() if slot < n and engine.state == "paused"]
             reasons = {slot: reason for slot in range(n) if (reason := self._defect(slot, registered))}
             surplus = set(registered) - set(range(n))
             if reasons or surplus:
                 self._vacate(hub, {*reasons, *surplus})
                 self._fill(hub, sorted(reasons), range(n), begun + timeout)
         seconds = time.monotonic() - begun
+        reasons = {**dict.fromkeys(paused, "the engine was paused"), **reasons}
         return [Repair(slot, reason, seconds) for slot, reason in sorted(reasons.items())]
+
+    def _lost_part(self) -> str:
+        """Say which part of the controller is of no use any more: without all of them no engine can register."""
+        controller = self._runtime.roles().controller
+        process = None if controller is None or controller.pid is None else find(controller.pid)
+        for part in [] if process is None else [process, *children(process)]:
+            if not is_alive(part):
+                return f"a part of the controller (pid {part.pid}) has ended"
+            if is_paused(part):
+                return f"a part of the controller (pid {part.pid}) is paused"
+        return ""
 
     def _defect(self, slot: int, registered: dict[int, str]) -> str:
         """Say why this slot needs a new engine; resume it if that is all it needs."""
@@ -150,7 +174,7 @@ class Slots:
         if engine is None:
             return "there was no engine"
         resume(engine.process)  # whatever its state looks like: a stop that was just sent may not show yet
-        if engine.state == "dead":
+        if engine.state == "dead" or is_doomed(engine.process):
             return "the engine was dead"
         if registered.get(slot) != engine.ident:
             return "the hub had dropped the engine"
@@ -167,7 +191,7 @@ class Slots:
         return [Repair(slot, "the engine was stuck", time.monotonic() - begun) for slot in wanted]
 
     def _vacate(self, hub: Hub, slots: Collection[int]) -> None:
-        """End whatever is left of these slots' engines, and have the hub forget them.
+        """End whatever is left of these slots' engines and of what tasks started there, and have the hub forget them.
 
         The nanny must be gone before a new engine takes the id: its farewell names only the id, and would
         strike the new one off.
@@ -176,7 +200,7 @@ class Slots:
         processes: set[psutil.Process] = set()
         for engine in leaving:
             self.leaving(engine.heart)
-            processes |= {p for p in (engine.nanny, engine.process) if p is not None}
+            processes |= {p for p in (engine.nanny, engine.process) if p is not None} | descendants(engine.process)
         for process in processes:
             send_signal(process, KILL)
         if left := wait_gone(processes, _SOON):

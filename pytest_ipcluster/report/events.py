@@ -15,7 +15,8 @@ class Event:
     """One thing that happened, at ``time`` (seconds of the log's monotonic clock).
 
     ``kind`` is a short word such as ``"new heart"``, ``"missed"``, ``"failed"``, ``"returned"``, ``"fault"``,
-    ``"undone"`` or ``"repaired"``; ``heart`` and ``slot`` say to whom, where that is known.
+    ``"undone"`` or ``"repaired"``; ``heart`` and ``slot`` say to whom, where that is known. ``seconds`` is how long it
+    took, where that was measured; of several things that were done at once only the first has it.
     """
 
     time: float
@@ -23,6 +24,7 @@ class Event:
     heart: bytes | None = None
     slot: int | None = None
     detail: str = ""
+    seconds: float | None = None
 
 
 class EventLog:
@@ -44,9 +46,10 @@ class EventLog:
         slot: int | None = None,
         detail: str = "",
         at: float | None = None,
+        seconds: float | None = None,
     ) -> Event:
         """Append an event and wake everyone who waits for one."""
-        event = Event(self._clock() if at is None else at, kind, heart, slot, detail)
+        event = Event(self._clock() if at is None else at, kind, heart, slot, detail, seconds)
         with self._changed:
             self._events.append(event)
             self._changed.notify_all()
@@ -79,5 +82,7 @@ def describe(events: Iterable[Event], *, origin: float | None = None) -> str:
         origin = event.time if origin is None else origin
         who = f"slot {event.slot}" if event.slot is not None else ""
         heart = event.heart.decode("utf-8", "backslashreplace")[:13] if event.heart else ""
-        lines.append(f"{event.time - origin:+9.3f} s  {event.kind:<10} {who:<8} {heart:<14} {event.detail}".rstrip())
+        took = "" if event.seconds is None else f"; took {event.seconds:.2f} s"
+        line = f"{event.time - origin:+9.3f} s  {event.kind:<10} {who:<8} {heart:<14} {event.detail}{took}"
+        lines.append(line.rstrip())
     return "\n".join(lines) if lines else "(nothing happened)"

@@ -2,20 +2,28 @@
 
 from __future__ import annotations
 
+import itertools
 import time
+from collections.abc import Iterable
 
 import pytest
 
-from pytest_ipcluster.cluster.cleaning import clean_engines
+from pytest_ipcluster.cluster.cleaning import Leftovers, clean_engines
+from pytest_ipcluster.cluster.hub import Unfinished
 
 FOREVER = 1e9
+BUSY = "the engine was still busy with what a test had left"
+NUMBERS = itertools.count()
 
 
 class Task:
-    """A task that answers after so many tries, and whose output may get lost."""
+    """A task that answers, or not, and whose output may get lost."""
 
-    def __init__(self, *, ready: bool = True, successful: bool = True, heard: bool = True) -> None:
-        self._ready, self._successful, self._heard = ready, successful, heard
+    def __init__(
+        self, *complaints: str, ready: bool = True, error: Exception | None = None, heard: bool = True
+    ) -> None:
+        self._complaints, self._ready, self._error, self._heard = complaints, ready, error, heard
+        self.msg_ids = [f"task {next(NUMBERS)}"]
 
     def wait(self, timeout: float) -> None:
         if not self._ready:
@@ -25,59 +33,113 @@ class Task:
         return self._ready
 
     def successful(self) -> bool:
-        return self._successful
+        return self._error is None
+
+    def exception(self) -> Exception | None:
+        return self._error
+
+    def get(self, timeout: float) -> list[list[str]]:
+        assert timeout == 0
+        return [list(self._complaints)]
 
     def wait_for_output(self, timeout: float) -> bool:
         assert 0 <= timeout < FOREVER
         return self._heard
 
 
+class View:
+    def __init__(self, tasks: Iterable[Task]) -> None:
+        self.left = list(tasks)
+        self.sent: list[Task] = []
+
+    def apply_async(self, function: object, *_: object) -> Task:
+        assert callable(function)
+        self.sent.append(self.left.pop(0) if len(self.left) > 1 else self.left[0])
+        return self.sent[-1]
+
+
 class Client:
-    """A client of one engine, which does these tasks one after the other."""
+    """A client of one engine, which does these tasks one after the other; those of broadcasts it does."""
 
     ids = (7,)
 
-    def __init__(self, *tasks: Task) -> None:
-        self._tasks = list(tasks)
-        self.aborted: list[int] = []
+    def __init__(self, *tasks: Task, broadcast: Task | None = None) -> None:
+        self.direct = View(tasks)
+        self.broadcast = View([broadcast or Task()])
+        self.aborted: list[str] = []
 
-    def __getitem__(self, number: int) -> Client:
-        assert number == 7
-        return self
+    def __getitem__(self, numbers: list[int]) -> View:
+        assert numbers == [7]
+        return self.direct
 
-    def apply_async(self, function: object) -> Task:
-        assert callable(function)
-        return self._tasks.pop(0) if len(self._tasks) > 1 else self._tasks[0]
+    def broadcast_view(self, numbers: list[int]) -> View:
+        assert numbers == [7]
+        return self.broadcast
 
-    def abort(self, *, targets: int, block: bool) -> None:
-        assert block is False
-        self.aborted.append(targets)
+    def abort(self, *, jobs: list[str], targets: str, block: bool) -> None:
+        assert (targets, block) == ("all", False)
+        self.aborted += jobs
 
 
-def test_an_engine_that_answers_is_clean():
+def clean(client: Client, patience: float = 1.0, *under_way: Unfinished) -> Leftovers:
+    """Clean the client's engine; the hub answers with what is ``under_way``, then that nothing is."""
+    answers = iter(under_way)
+    return clean_engines(client, lambda: next(answers, Unfinished()), patience)
+
+
+def test_an_engine_that_answers_on_both_ways_is_clean():
     client = Client(Task())
-    assert clean_engines(client, 1) == []
+    left = clean(client)
+    assert not left
+    assert client.aborted == []
+    assert [len(view.sent) for view in (client.direct, client.broadcast)] == [1, 1]
+
+
+@pytest.mark.parametrize("lost", ["direct", "broadcast"])
+def test_an_engine_that_does_not_answer_on_one_way_is_stuck(lost):
+    never = Task(ready=False)
+    client = Client(never) if lost == "direct" else Client(Task(), broadcast=never)
+    assert clean(client, 0.05).stuck == {7: BUSY}
+
+
+def test_tasks_that_are_under_way_are_aborted_by_name_and_the_engine_is_renewed_again():
+    client = Client(Task())
+    given, waiting = Unfinished(given={7: frozenset({"a", "b"})}), Unfinished(waiting=frozenset({"c"}))
+    assert not clean(client, 10, given, waiting)
+    assert client.aborted == ["a", "b", "c"]
+    assert len(client.direct.sent) == 3
+
+
+def test_the_tasks_of_the_renewal_itself_are_not_under_way():
+    client = Client(Task())
+    own = [client.direct.left[0].msg_ids[0], client.broadcast.left[0].msg_ids[0]]
+    assert not clean(client, 1, Unfinished(given={7: frozenset(own)}))
     assert client.aborted == []
 
 
-def test_an_engine_that_does_not_answer_is_told_to_abort_and_is_stuck():
-    client = Client(Task(ready=False))
-    assert clean_engines(client, 0.05) == [7]
-    assert client.aborted == [7]
+def test_tasks_that_do_not_end_are_left():
+    given = Unfinished(given={7: frozenset({"a"})}, waiting=frozenset({"b", "c"}))
+    left = clean_engines(Client(Task()), lambda: given, 0.05)
+    assert left == Leftovers({7: BUSY}, 2)
+    assert str(left) == f"engine 7: {BUSY}; 2 tasks wait for an engine"
 
 
-def test_a_task_that_was_aborted_with_the_queue_is_sent_again():
-    assert clean_engines(Client(Task(successful=False), Task()), 1) == []
+def test_what_an_engine_cannot_bring_back_is_told_at_once():
+    begun = time.monotonic()
+    left = clean(Client(Task("a thread", "a process")), 100)
+    assert left.stuck == {7: "a thread; a process"}
+    assert time.monotonic() - begun < 50
 
 
-def test_an_engine_that_fails_every_task_is_stuck():
-    assert clean_engines(Client(Task(successful=False)), 1) == [7]
+def test_an_engine_that_fails_the_renewal_is_told_with_its_error():
+    left = clean(Client(Task(error=OSError("no folder\nand more"))), 100)
+    assert left.stuck == {7: "the engine could not be renewed: OSError: no folder"}
 
 
 @pytest.mark.parametrize("lost", [1, 3])
 def test_output_that_was_lost_before_the_client_could_hear_it_is_asked_for_again(lost):
-    assert clean_engines(Client(*[Task(heard=False)] * lost, Task()), 10) == []
+    assert not clean(Client(*[Task(heard=False)] * lost, Task()), 10)
 
 
 def test_an_engine_that_is_never_heard_is_stuck():
-    assert clean_engines(Client(Task(heard=False)), 0.05) == [7]
+    assert clean(Client(Task(heard=False)), 0.05).stuck == {7: "the engine's output did not arrive"}

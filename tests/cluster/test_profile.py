@@ -20,6 +20,8 @@ from pytest_ipcluster.cluster.profile import (
     write_profile,
 )
 
+AT_START = ["pytest_ipcluster.hearts.agent", "pytest_ipcluster.cluster.renewal"]
+
 
 @pytest.fixture
 def folder():
@@ -84,7 +86,7 @@ def test_the_hub_beats_fast_and_is_patient(folder):
 def test_engines_load_the_agent_with_its_settings(folder):
     setup = EngineSetup("ipc://ping", "ipc://pong", ("/a", "/b"))
     config = load(written(folder, setup=setup), "ipengine")
-    assert config.IPKernelApp.extensions.get_value([]) == ["pytest_ipcluster.hearts.agent"]
+    assert config.IPKernelApp.extensions.get_value([]) == AT_START
     assert config.HeartAgent.ping == "ipc://ping"
     assert config.HeartAgent.pong == "ipc://pong"
     assert config.HeartAgent.importable == ["/a", "/b"]
@@ -104,7 +106,7 @@ def test_extensions_of_the_user_keep_the_agent(folder):
     extra = Config()
     extra.IPKernelApp.extensions = ["theirs"]
     config = load(written(folder, extra), "ipengine")
-    assert config.IPKernelApp.extensions == ["theirs", "pytest_ipcluster.hearts.agent"]
+    assert config.IPKernelApp.extensions == ["theirs", *AT_START]
 
 
 def test_a_value_that_cannot_be_written_is_refused_by_name(folder):
@@ -132,6 +134,15 @@ def test_children_inherit_nothing_of_another_cluster(folder, monkeypatch):
     environment = child_environment(folder, private=True)
     assert "IPP_CLUSTER_ID" not in environment
     assert environment["SOMETHING_ELSE"] == "kept"
+
+
+def test_children_know_that_these_are_tests_but_not_which(folder, monkeypatch):
+    told = child_environment(folder, private=True)["PYTEST_CURRENT_TEST"]
+    assert "test_profile" not in told
+    monkeypatch.delenv("PYTEST_CURRENT_TEST")  # between two tests there is none
+    assert child_environment(folder, private=True)["PYTEST_CURRENT_TEST"] == told
+    monkeypatch.delenv("PYTEST_VERSION")
+    assert "PYTEST_CURRENT_TEST" not in child_environment(folder, private=True)
 
 
 @pytest.mark.parametrize("private", [True, False])

@@ -67,7 +67,7 @@ def test_a_scheduler_that_hangs_is_named(unproven, channel):
 def test_nothing_is_left_queued(unproven, client):
     unproven.wait_for_engines()
     assert [client.queue_status(i)[key] for i in (0, 1) for key in ("queue", "tasks")] == [0, 0, 0, 0]
-    assert unproven.slots.backlog() == 0
+    assert not unproven.slots.unfinished()
 
 
 def test_engines_are_proven_once(cluster, monkeypatch):
@@ -119,7 +119,7 @@ def test_a_repair_does_not_wait_for_tasks_that_wait(new_cluster):
     with new_cluster() as cluster:
         client = cluster.client()
         tasks = [client.load_balanced_view().apply_async(time.sleep, 600) for _ in range(3)]
-        until(lambda: cluster.slots.backlog() == 2)
+        until(lambda: len(cluster.slots.unfinished().waiting) == 2)
         assert [repair.slot for repair in cluster.restore(2)] == [1]
         assert not any(task.ready() for task in tasks)
         client.close(linger=0)
