@@ -16,8 +16,10 @@ if TYPE_CHECKING:
         ClusterError,
         ClusterStartError,
         ClusterStopError,
+        Death,
         FaultError,
         RepairError,
+        UnexpectedDeathError,
     )
     from pytest_ipcluster.hearts.heart import Heart
     from pytest_ipcluster.hearts.monitor import HeartMonitor
@@ -30,12 +32,14 @@ __all__ = [
     "ClusterError",
     "ClusterStartError",
     "ClusterStopError",
+    "Death",
     "EngineSetup",
     "FaultError",
     "Heart",
     "HeartMonitor",
     "MonitorThread",
     "RepairError",
+    "UnexpectedDeathError",
     "__version__",
     "raises_remote",
 ]
@@ -45,12 +49,14 @@ _HOMES = {
     "ClusterError": "pytest_ipcluster.errors",
     "ClusterStartError": "pytest_ipcluster.errors",
     "ClusterStopError": "pytest_ipcluster.errors",
+    "Death": "pytest_ipcluster.errors",
     "EngineSetup": "pytest_ipcluster.cluster.profile",
     "FaultError": "pytest_ipcluster.errors",
     "Heart": "pytest_ipcluster.hearts.heart",
     "HeartMonitor": "pytest_ipcluster.hearts.monitor",
     "MonitorThread": "pytest_ipcluster.hearts.thread",
     "RepairError": "pytest_ipcluster.errors",
+    "UnexpectedDeathError": "pytest_ipcluster.errors",
     "raises_remote": "pytest_ipcluster.cluster.remote",
 }
 

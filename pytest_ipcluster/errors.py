@@ -7,6 +7,7 @@
      +-- ClusterStopError    something of the cluster outlived its stop
      +-- RepairError         the cluster could not be brought back to n engines
      +-- FaultError          a fault was refused or could not be carried out
+     +-- UnexpectedDeathError   a process of the cluster died, and no test had asked for it
 
 Users' own mistakes (a wrong option, a wrong marker) are :class:`pytest.UsageError`, not part of this family.
 """
@@ -14,8 +15,17 @@ Users' own mistakes (a wrong option, a wrong marker) are :class:`pytest.UsageErr
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
-__all__ = ["ClusterError", "ClusterStartError", "ClusterStopError", "FaultError", "RepairError"]
+__all__ = [
+    "ClusterError",
+    "ClusterStartError",
+    "ClusterStopError",
+    "Death",
+    "FaultError",
+    "RepairError",
+    "UnexpectedDeathError",
+]
 
 
 class ClusterError(Exception):
@@ -72,3 +82,56 @@ class RepairError(ClusterError):
 
 class FaultError(ClusterError):
     """A fault was asked for that is not allowed or not possible here."""
+
+
+@dataclass(frozen=True, slots=True)
+class Death:
+    """How a process of the cluster ended.
+
+    ``role`` is ``"engine"``, ``"nanny"``, ``"ipcluster"``, ``"controller"``, ``"direct scheduler"`` and so on; ``slot``
+    that of an engine or a nanny, else None. ``how`` is ``"killed by SIGKILL"``, ``"exit code 3"``, or says that nobody
+    could tell. ``log`` is the tail of what it wrote.
+    """
+
+    role: str
+    slot: int | None
+    pid: int
+    how: str
+    log: str = ""
+
+    @property
+    def who(self) -> str:
+        """The process in words, with its pid."""
+        place = {"engine": " in slot ", "nanny": " of slot "}.get(self.role, "")
+        name = self.role if self.role.startswith(("a ", "ipcluster")) else f"the {self.role}"
+        return f"{name}{place}{'' if self.slot is None else self.slot} (pid {self.pid})"
+
+
+class UnexpectedDeathError(ClusterError):
+    """Processes of the cluster died, and no test had asked for it.
+
+    ``deaths`` are those that died by themselves, ``followers`` those that went down with them. ``when`` says during
+    which test, or between which two.
+    """
+
+    def __init__(self, deaths: Sequence[Death], *, when: str, followers: Sequence[Death] = ()) -> None:
+        self.deaths = tuple(deaths)
+        self.followers = tuple(followers)
+        self.when = when
+        super().__init__(self._describe())
+
+    def _describe(self) -> str:
+        lines = []
+        for death in self.deaths:
+            lines.append(f"{death.who} died {self.when}: {death.how}")
+            if death.log:
+                lines += ["  the last lines it wrote:", *(f"    | {line}" for line in death.log.splitlines())]
+        if self.followers:
+            lines.append(f"  went down with it: {', '.join(death.who for death in self.followers)}")
+        lines.append(f"  try: {self._advice()}")
+        return "\n".join(lines)
+
+    def _advice(self) -> str:
+        if any(death.role == "engine" for death in self.deaths):
+            return "heart_failure.kill(slot) to end an engine, or heart_failure.expect(slot) around what ends it"
+        return "find out what ends processes here; for SIGKILL, ask the system (dmesg) whether it ran out of memory"

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from pytest_ipcluster.deathwatch import DEATHS
 from pytest_ipcluster.settings import SETTINGS
 
 if TYPE_CHECKING:
@@ -53,7 +54,8 @@ def _ipcluster_keeper(request: pytest.FixtureRequest) -> Iterator[Keeper]:
 
         items = request.session.items
         folders, tests = importable_folders(request.config, items), test_files(items)
-        keeper = request.config.stash[KEEPER] = Keeper(request.config.stash[SETTINGS], folders, tests)
+        stash = request.config.stash
+        keeper = stash[KEEPER] = Keeper(stash[SETTINGS], stash[DEATHS], folders, tests)
     yield keeper
     with _uncharged(request):  # whichever test is the last of the session
         keeper.close()
@@ -132,7 +134,8 @@ def heart_failure(
     """
     from pytest_ipcluster.faults.injector import FaultInjector
 
-    injector = FaultInjector(ipcluster, _ipcluster_keeper.hearts, _ipcluster_keeper.events)
+    keeper = _ipcluster_keeper
+    injector = FaultInjector(ipcluster, keeper.hearts, keeper.events, keeper.deaths.allow)
     yield injector
     with _uncharged(request):
         injector.close()

@@ -13,7 +13,7 @@ from traceback import format_exception
 from typing import TYPE_CHECKING
 
 from pytest_ipcluster.cluster.cleaning import Leftovers, clean_engines
-from pytest_ipcluster.errors import ClusterError, RepairError
+from pytest_ipcluster.errors import ClusterError, ClusterStartError, RepairError
 from pytest_ipcluster.report.events import EventLog
 from pytest_ipcluster.settings import Settings, Shape
 
@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 
     from pytest_ipcluster.cluster.background import BackgroundCluster
     from pytest_ipcluster.cluster.profile import RunFolder
+    from pytest_ipcluster.deathwatch import DeathWatch
     from pytest_ipcluster.hearts.thread import MonitorThread
 
 __all__ = ["Keeper", "importable_folders", "test_files"]
@@ -38,12 +39,15 @@ _ORPHAN_GRACE = 1.0
 class Keeper:
     """Provides the cluster of the shape that a test wants, and keeps it in that shape.
 
-    ``importable`` are the folders that functions sent to the engines may be imported from; ``tests`` are the files of
-    the tests, whose modules engines import anew for each test.
+    ``deaths`` watches the cluster's processes; ``importable`` are the folders that functions sent to the engines may be
+    imported from; ``tests`` are the files of the tests, whose modules engines import anew for each test.
     """
 
-    def __init__(self, settings: Settings, importable: Iterable[str], tests: Iterable[str] = ()) -> None:
+    def __init__(
+        self, settings: Settings, deaths: DeathWatch, importable: Iterable[str], tests: Iterable[str] = ()
+    ) -> None:
         self._settings = settings
+        self.deaths = deaths
         self._importable = tuple(importable)
         self._tests = tuple(tests)
         self._shape = settings.shape
@@ -114,6 +118,7 @@ class Keeper:
         cluster.bring_up(self._settings.start_timeout, retrying=self._retry)
         cluster.slots.leaving = self._forget
         self._wait_for_hearts()
+        self.deaths.begin(cluster)
 
     def _retry(self, error: ClusterStartError) -> None:
         """Write down that the start is tried again, and forget the engines of the first try."""
@@ -188,6 +193,7 @@ class Keeper:
     def _restart(self, reason: str) -> None:
         """Stop the cluster and start it again; tests keep the same object."""
         begun, cluster = time.monotonic(), self._running()
+        self.deaths.end()
         cluster.stop(self._settings.kill_after)
         self._bring_up(cluster)
         self.events.add("restarted", detail=reason, seconds=time.monotonic() - begun)
@@ -281,7 +287,8 @@ class Keeper:
         return True
 
     def _forget(self, heart: bytes) -> None:
-        """Have the monitor drop the heart of an engine that is ended on purpose."""
+        """Have the monitor drop the heart of an engine that is ended on purpose, and nobody be blamed for its end."""
+        self.deaths.leaving(heart)
         self.hearts.call(self.hearts.monitor.forget, heart)
 
     @contextmanager
@@ -314,6 +321,7 @@ class Keeper:
         """
         if os.getpid() != self._process:
             return
+        self.deaths.end()
         with ExitStack() as stack:
             if self._folder is not None:
                 stack.callback(self._folder.remove)

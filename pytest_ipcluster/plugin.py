@@ -13,6 +13,7 @@ from contextlib import suppress
 import pytest
 
 from pytest_ipcluster import fixtures
+from pytest_ipcluster.deathwatch import DEATHS, DeathWatch
 from pytest_ipcluster.options import add_options
 from pytest_ipcluster.renewing import Renewing
 from pytest_ipcluster.settings import (
@@ -53,7 +54,9 @@ def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line("markers", MARKER_HELP)
     config.stash[SETTINGS] = read_settings(config)
     config.stash[_SHAPES] = {}
+    config.stash[DEATHS] = DeathWatch()
     config.pluginmanager.register(fixtures, "ipcluster-fixtures")
+    config.pluginmanager.register(config.stash[DEATHS], "ipcluster-deaths")
     config.pluginmanager.register(Telling(), "ipcluster-telling")
     config.pluginmanager.register(Renewing(), "ipcluster-renewing")
     _meet_timeout(config)

@@ -25,6 +25,7 @@ from pytest_ipcluster.cluster.profile import (
     named_profile_arguments,
     write_profile,
 )
+from pytest_ipcluster.cluster.rollcall import RollCall
 from pytest_ipcluster.cluster.runtime import Runtime
 from pytest_ipcluster.cluster.slots import Repair, Slots
 from pytest_ipcluster.errors import ClusterError, ClusterStartError
@@ -328,6 +329,10 @@ class BackgroundCluster(SingletonConfigurable):
     def owns(self, process: psutil.Process) -> bool:
         """Tell whether this process was started for this cluster: the very process, not another one with its pid."""
         return self._running().owns(process)
+
+    def roll_call(self) -> RollCall:
+        """Find out who belongs to the running cluster, by role. Raises ClusterError when it is not running."""
+        return RollCall(self._running(), self.slots)
 
     @property
     def connection_file(self) -> str:

@@ -34,10 +34,12 @@ _ENGINELESS = {
     r"IPClusterStart\.start_cluster\(\).*exception=": "ipcluster could not start the engines",
 }
 
-#: The controller's note of each of our own questions, of which a waiting start asks many.
-_OUR_QUESTIONS = re.compile(
+#: The controller's notes of which there are too many: of each of our own questions, which a waiting start asks again
+#: and again, and of each beat that an engine misses long after its death.
+_NOISE = re.compile(
     r"client::client .*(requested '(connection|queue)_request'|connected)$"
     r"|queue::client .* submitted request .* to \d+$"
+    r"|heartbeat::missed "
 )
 
 #: The end of a traceback, or a parser's complaint about its arguments.
@@ -55,8 +57,8 @@ def tail(log: Path | None, lines: int = _TAIL) -> str:
 
 
 def last_lines(text: str, lines: int = _TAIL) -> str:
-    """Return the last lines of a log's text, without the controller's notes of our own questions."""
-    return "\n".join([line for line in text.splitlines() if not _OUR_QUESTIONS.search(line)][-lines:])
+    """Return the last lines of a log's text, without what the controller notes again and again."""
+    return "\n".join([line for line in text.splitlines() if not _NOISE.search(line)][-lines:])
 
 
 def reason(text: str) -> str:

@@ -101,6 +101,13 @@ class Guard:
             self._listen(0)
         return self._codes.get(pid)
 
+    def fileno(self) -> int:
+        """Return what can be read when the warden has said something. Raises ClusterError when it is gone."""
+        assert self._warden.stdout is not None
+        if self._warden.stdout.closed:
+            raise self._gone()
+        return self._warden.stdout.fileno()
+
     def wait_for_news(self, timeout: float) -> None:
         """Wait until the warden says something, at most ``timeout`` seconds. Raises ClusterError when it is gone."""
         with self._lock:
@@ -143,10 +150,7 @@ class Guard:
 
     def _listen(self, timeout: float) -> None:
         """Take in what the warden has said, waiting for it at most ``timeout`` seconds."""
-        assert self._warden.stdout is not None
-        if self._warden.stdout.closed:
-            raise self._gone()
-        source = self._warden.stdout.fileno()
+        source = self.fileno()
         poll = select.poll()  # select() refuses descriptors above 1023
         poll.register(source, select.POLLIN)
         while poll.poll(timeout * 1000):

@@ -26,6 +26,8 @@ __all__ = ["EngineSetup", "RunFolder", "child_environment", "named_profile_argum
 #: What we change in ipyparallel's defaults, and why.
 _DEFAULTS: dict[str, dict[str, dict[str, object]]] = {
     "ipcluster_config.py": {
+        # What ipcluster knows alone, namely how each engine ended, it tells at this level only (logging.DEBUG).
+        "Application": {"log_level": 10},
         # With the default of 30 s, ipcluster tears the whole cluster down when a test kills all engines early.
         "IPClusterStart": {"early_shutdown": 0},
         # Both only make the start slower: they are meant for launchers that need time to breathe.

@@ -41,6 +41,8 @@ class Runtime:
         self._environment = dict(environment)
         self._known: set[psutil.Process] = set()
         self._children: list[subprocess.Popen[bytes]] = []
+        #: What was found to be gone that no repair brings back, in words; empty while nothing is.
+        self.broken = ""
         self._process: subprocess.Popen[bytes] | None = None
         self._launched_at = 0.0
 
@@ -76,6 +78,11 @@ class Runtime:
         self._know(child.pid)
         return child
 
+    @property
+    def children(self) -> tuple[subprocess.Popen[bytes], ...]:
+        """The Popen objects of everything that was started here, ipcluster first."""
+        return tuple(self._children)
+
     def _know(self, pid: int) -> None:
         if (process := find(pid)) is not None:
             self._known.add(process)
@@ -88,6 +95,8 @@ class Runtime:
 
     def lost(self) -> str:
         """Say which process that nothing works without has ended; empty when they are all there."""
+        if self.broken:
+            return self.broken
         if self.folder.guard is not None and not self.folder.guard.alive:
             return f"the warden (pid {self.folder.guard.process.pid}) has ended"
         if self.process.poll() is not None:

@@ -176,6 +176,8 @@ class Slots:
         resume(engine.process)  # whatever its state looks like: a stop that was just sent may not show yet
         if engine.state == "dead" or is_doomed(engine.process):
             return "the engine was dead"
+        if engine.nanny is not None and not is_alive(engine.nanny):
+            return "the engine's nanny was dead"
         if registered.get(slot) != engine.ident:
             return "the hub had dropped the engine"
         return ""

@@ -19,7 +19,7 @@ import psutil
 __all__ = ["Wakeup"]
 
 # From <sys/inotify.h>.
-_IN_CLOSE_WRITE, _IN_MOVED_TO, _IN_CREATE, _IN_DELETE = 0x8, 0x80, 0x100, 0x200
+_IN_MODIFY, _IN_CLOSE_WRITE, _IN_MOVED_TO, _IN_CREATE, _IN_DELETE = 0x2, 0x8, 0x80, 0x100, 0x200
 _IN_NONBLOCK, _IN_CLOEXEC = getattr(os, "O_NONBLOCK", 0), getattr(os, "O_CLOEXEC", 0)
 _FOLDER_EVENTS = _IN_CLOSE_WRITE | _IN_MOVED_TO | _IN_CREATE | _IN_DELETE
 
@@ -64,6 +64,13 @@ class Wakeup:
 
     def watch_folder(self, folder: Path) -> None:
         """Wake when a file in this folder is written, renamed into it or removed."""
+        self._watch_path(folder, _FOLDER_EVENTS)
+
+    def watch_file(self, file: Path) -> None:
+        """Wake when something is written to this file, which must exist; its writer need not close it."""
+        self._watch_path(file, _IN_MODIFY)
+
+    def _watch_path(self, path: Path, events: int) -> None:
         if sys.platform != "linux":
             self._must_look = True
             return
@@ -75,7 +82,7 @@ class Wakeup:
                 self._must_look = True
                 return
             self._watch_own(self._inotify)
-        if libc.inotify_add_watch(self._inotify, os.fsencode(folder), _FOLDER_EVENTS) < 0:
+        if libc.inotify_add_watch(self._inotify, os.fsencode(path), events) < 0:
             self._must_look = True
 
     def watch_fd(self, fd: int) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import signal
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, NoReturn
 
@@ -33,12 +33,20 @@ class FaultInjector:
     """Injects faults into the engines of one cluster and records the heart failures that follow.
 
     A slot is a number from 0, several of them, or ``"all"``. Durations are seconds. ``close()`` undoes what can
-    be undone; to replace what died is the cluster's ``restore``.
+    be undone; to replace what died is the cluster's ``restore``. ``allow`` is told of every engine that is asked to
+    die, before a fault hits it or when an expected failure turns out to be its end.
     """
 
-    def __init__(self, cluster: BackgroundCluster, hearts: MonitorThread, log: EventLog) -> None:
+    def __init__(
+        self,
+        cluster: BackgroundCluster,
+        hearts: MonitorThread,
+        log: EventLog,
+        allow: Callable[[Engine], object] = lambda _: None,
+    ) -> None:
         self._cluster = cluster
         self._hearts = hearts
+        self._allow = allow
         self._recorder = Recorder(hearts, log, cluster.engines)
         self._faults: list[Fault] = []
 
@@ -73,6 +81,9 @@ class FaultInjector:
             self._refuse(engine, kind)
         self._faults.append(fault)
         self._recorder.declare(fault)
+        if kind in _DEADLY:
+            for engine in engines:
+                self._allow(engine)
         for engine in engines:
             send_signal(engine.process, signum)
         fault.injected_at = time.monotonic()
@@ -132,6 +143,7 @@ class FaultInjector:
 
         ``within`` seconds run from the first fault that the block injects into the slot; from the block's
         beginning when it injects none. The block's end waits for the verdict and for all handlers to have run.
+        An engine that died, however it was ended, has died because the test asked for it.
         Without ``slot`` any engine will do. Raises AssertionError with the hearts' history; an exception of a
         handler is raised as it is.
         """
@@ -149,6 +161,13 @@ class FaultInjector:
         if complaint := expectation.complaint(self.failures):
             self._fail(complaint)
         expectation.failure = next(filter(expectation.concerns, self.failures))
+        self._allow_end(expectation.failure)
+
+    def _allow_end(self, failure: HeartFailure) -> None:
+        """Take a failure that the test has expected for a death that it has asked for, if it is one."""
+        for engine in self._cluster.engines:
+            if engine.heart == failure.heart and failure.cause != "missed heartbeats":
+                self._allow(engine)
 
     def assert_fired(self, slot: int | None = None, *, cause: str | None = None, times: int = 1) -> None:
         """Assert that the failure handlers have fired so many times for this slot (in all, without ``slot``) by now."""

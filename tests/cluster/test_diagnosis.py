@@ -27,6 +27,12 @@ def test_our_own_questions_to_the_hub_are_no_news(tmp_path):
     assert tail(log) == f"{STAMP} [IPController] news"
 
 
+def test_beats_that_a_dead_engine_misses_are_no_news(tmp_path):
+    log = tmp_path / "log"
+    log.write_text(f"{STAMP} [IPController] news\n" + f"{STAMP} [IPController] heartbeat::missed b'x' : 7\n" * 100)
+    assert tail(log) == f"{STAMP} [IPController] news"
+
+
 def test_a_log_that_is_not_there_has_no_tail(tmp_path):
     assert tail(tmp_path / "none") == ""
     assert tail(None) == ""

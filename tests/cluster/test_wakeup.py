@@ -53,6 +53,12 @@ def test_watching_an_ended_process_says_so():
         assert not wakeup.watch_process(process)
 
 
+def test_a_line_in_an_open_file_wakes(tmp_path):
+    with (tmp_path / "log").open("w") as log, Wakeup() as wakeup:
+        wakeup.watch_file(tmp_path / "log")
+        assert sleeps_until(wakeup, Event(lambda: print("a line", file=log, flush=True)))
+
+
 def test_a_new_file_wakes(tmp_path):
     with Wakeup() as wakeup:
         wakeup.watch_folder(tmp_path)

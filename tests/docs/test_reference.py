@@ -14,7 +14,7 @@ from pytest_ipcluster.cluster.launchers import FAULTS
 from pytest_ipcluster.cluster.profile import EngineSetup
 from pytest_ipcluster.cluster.remote import RemoteFailure
 from pytest_ipcluster.cluster.slots import Repair
-from pytest_ipcluster.errors import ClusterStartError
+from pytest_ipcluster.errors import ClusterStartError, Death, UnexpectedDeathError
 from pytest_ipcluster.faults.expectations import Expectation
 from pytest_ipcluster.faults.injector import FaultInjector
 from pytest_ipcluster.faults.kinds import CAUSES, Fault, HeartFailure
@@ -43,6 +43,8 @@ CLASSES = [
     MonitorThread,
     RemoteFailure,
     ClusterStartError,
+    UnexpectedDeathError,
+    Death,
 ]
 
 SEED_PAGES = {

@@ -9,11 +9,9 @@ import time
 from pathlib import Path
 
 import ipyparallel
-import psutil
 import pytest
 
 from pytest_ipcluster import BackgroundCluster, HeartMonitor
-from pytest_ipcluster.cluster import processes
 
 SOON = 30.0
 
@@ -146,18 +144,6 @@ def test_tasks_that_wait_in_the_scheduler(ipcluster_client, ipcluster_lbview, tm
 
 def test_are_not_handed_to_the_engines_of_the_next_test(ipcluster_lbview):
     assert ipcluster_lbview.apply_async(square, 3).get(SOON) == 9
-
-
-def test_a_lost_controller(ipcluster):
-    controller = psutil.Process(ipcluster.process.pid).children()[0]
-    assert "ipyparallel.controller" in controller.cmdline()
-    controller.kill()
-    processes.wait_gone([controller], SOON)
-
-
-def test_is_there_again_in_the_next_test(ipcluster, ipcluster_client, heart_failure):
-    assert ipcluster_client[:].apply_async(os.getpid).get(SOON) == [engine.pid for engine in ipcluster.engines]
-    heart_failure.assert_not_fired()
 
 
 CALLS: list[bytes] = []

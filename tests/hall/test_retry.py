@@ -10,12 +10,13 @@ from traitlets.config import Config
 from pytest_ipcluster import ClusterStartError
 from pytest_ipcluster.cluster import background
 from pytest_ipcluster.cluster.ports import HeldPorts
+from pytest_ipcluster.deathwatch import DeathWatch
 from pytest_ipcluster.keeper import Keeper
 
 
 @pytest.fixture
 def keeper(hall):
-    keeper = Keeper(hall.settings("--ipcluster-n=1"), [])
+    keeper = Keeper(hall.settings("--ipcluster-n=1"), DeathWatch(), [])
     yield keeper
     keeper.close()
 
