@@ -8,6 +8,10 @@
      +-- RepairError         the cluster could not be brought back to n engines
      +-- FaultError          a fault was refused or could not be carried out
      +-- UnexpectedDeathError   a process of the cluster died, and no test had asked for it
+     +-- LeakError           a test, or the run, has left something of the cluster behind
+
+    UserWarning
+     +-- IpclusterLeakWarning   the same, where it is not to fail the test
 
 Users' own mistakes (a wrong option, a wrong marker) are :class:`pytest.UsageError`, not part of this family.
 """
@@ -23,6 +27,8 @@ __all__ = [
     "ClusterStopError",
     "Death",
     "FaultError",
+    "IpclusterLeakWarning",
+    "LeakError",
     "RepairError",
     "UnexpectedDeathError",
 ]
@@ -135,3 +141,18 @@ class UnexpectedDeathError(ClusterError):
         if any(death.role == "engine" for death in self.deaths):
             return "heart_failure.kill(slot) to end an engine, or heart_failure.expect(slot) around what ends it"
         return "find out what ends processes here; for SIGKILL, ask the system (dmesg) whether it ran out of memory"
+
+
+class LeakError(ClusterError):
+    """Processes or folders of the cluster have outlived the test or the cluster.
+
+    ``leaks`` has a line for each. Processes have been ended and folders removed by the time this is raised.
+    """
+
+    def __init__(self, message: str, leaks: Sequence[str] = ()) -> None:
+        self.leaks = tuple(leaks)
+        super().__init__(message)
+
+
+class IpclusterLeakWarning(UserWarning):
+    """Something that a test or the cluster has opened was not closed."""

@@ -51,15 +51,18 @@ def _ipcluster_keeper(request: pytest.FixtureRequest) -> Iterator[Keeper]:
     """Keep one cluster for the session."""
     with _uncharged(request):
         from pytest_ipcluster.keeper import Keeper, importable_folders, test_files
+        from pytest_ipcluster.leakguard import leak_guard
 
         items = request.session.items
         folders, tests = importable_folders(request.config, items), test_files(items)
         stash = request.config.stash
         keeper = stash[KEEPER] = Keeper(stash[SETTINGS], stash[DEATHS], folders, tests)
+        guard = leak_guard(request.config)
+        guard.follow(keeper)
     yield keeper
-    with _uncharged(request):  # whichever test is the last of the session
+    with _uncharged(request), guard.last_look(request.session):  # whichever test is the last of the session
         keeper.close()
-    del request.config.stash[KEEPER]
+        del stash[KEEPER]
 
 
 @pytest.fixture(scope="session")

@@ -61,6 +61,16 @@ class Keeper:
         self.events = EventLog()
 
     @property
+    def cluster(self) -> BackgroundCluster | None:
+        """The cluster that was provided last; None before that and after the close."""
+        return self._cluster
+
+    @property
+    def folder(self) -> RunFolder | None:
+        """Its private folder."""
+        return self._folder
+
+    @property
     def hearts(self) -> MonitorThread:
         """The thread that watches the hearts of the running cluster. Raises ClusterError when none runs."""
         if self._hearts is None:

@@ -30,6 +30,7 @@ __all__ = [
     "HEART_MISSES",
     "HEART_PERIOD",
     "KILL_AFTER",
+    "LEAKS",
     "OPTIONS",
     "PROFILE",
     "START_TIMEOUT",
@@ -76,6 +77,17 @@ def _strings(value: object) -> tuple[str, ...]:
     if isinstance(value, list | tuple) and all(isinstance(word, str) for word in value):
         return tuple(value)
     raise ValueError("a list of strings, one for each argument")
+
+
+def _one_of(*words: str) -> Callable[[object], str]:
+    """Make a validator for a choice between words."""
+
+    def check(value: object) -> str:
+        if isinstance(value, str) and value in words:
+            return value
+        raise ValueError(f"one of {', '.join(words)}")
+
+    return check
 
 
 def _profile(value: object) -> str | None:
@@ -228,6 +240,15 @@ KILL_AFTER = Option(
     check=_real("seconds", zero=True),
     help="seconds that the cluster gets to stop by itself before it is killed",
 )
+LEAKS = Option(
+    "leaks",
+    metavar="{fail,warn,off}",
+    default="fail",
+    convert=str,
+    check=_one_of("fail", "warn", "off"),
+    help="what processes and folders that a test or the cluster leaves behind do to the run; of threads, sockets "
+    "and descriptors it is only ever warned",
+)
 
 OPTIONS: Sequence[Option[Any]] = (
     N,
@@ -239,6 +260,7 @@ OPTIONS: Sequence[Option[Any]] = (
     START_TIMEOUT,
     TIMEOUT,
     KILL_AFTER,
+    LEAKS,
 )
 
 

@@ -94,6 +94,10 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     for item in items:
         _number_shape(item)
         _skip_unable(item)
+    if any(_FIXTURE in getattr(item, "fixturenames", ()) for item in items):
+        from pytest_ipcluster.leakguard import leak_guard
+
+        leak_guard(config)
 
 
 @pytest.hookimpl(wrapper=True)

@@ -59,8 +59,9 @@ class Settings:
     """The options of one run, validated.
 
     ``shape`` is the cluster of tests that carry no marker. ``heart_period`` is in milliseconds, ``start_timeout``,
-    ``timeout`` and ``kill_after`` are in seconds. ``sources`` tells for each option (``n``, ``heart_period`` ...)
-    where its value came from: "command line", "environment variable PYTEST_IPCLUSTER_N", "ini file" or "default".
+    ``timeout`` and ``kill_after`` are in seconds, ``leaks`` is "fail", "warn" or "off". ``sources`` tells for each
+    option (``n``, ``heart_period`` ...) where its value came from: "command line", "environment variable
+    PYTEST_IPCLUSTER_N", "ini file" or "default".
     """
 
     shape: Shape
@@ -69,6 +70,7 @@ class Settings:
     start_timeout: float
     timeout: float
     kill_after: float
+    leaks: str
     sources: Mapping[str, str] = field(compare=False)
 
 
@@ -97,6 +99,7 @@ def read_settings(config: pytest.Config) -> Settings:
         start_timeout=value(options.START_TIMEOUT),
         timeout=value(options.TIMEOUT),
         kill_after=value(options.KILL_AFTER),
+        leaks=value(options.LEAKS),
         sources=MappingProxyType(sources),
     )
 

@@ -15,13 +15,14 @@ HEAVY = {"zmq", "traitlets", "tornado", "psutil", "IPython", "ipyparallel", "jup
 # Room (a module or a folder) -> the rooms that it may import; what is not named may not be imported.
 ARROWS = {
     "__init__": {"cluster", "hearts", "errors"},  # only inside __getattr__ and for type checkers
-    "plugin": {"fixtures", "deathwatch", "options", "settings", "partners", "renewing", "telling"},
+    "plugin": {"fixtures", "deathwatch", "leakguard", "options", "settings", "partners", "renewing", "telling"},
     "renewing": {"fixtures", "settings", "telling", "report", "errors"},
     "telling": {"report"},
-    "fixtures": {"keeper", "deathwatch", "settings", "faults", "hearts", "cluster", "errors"},
+    "fixtures": {"keeper", "deathwatch", "leakguard", "settings", "faults", "hearts", "cluster", "errors"},
     "partners": set(),
     "keeper": {"deathwatch", "settings", "hearts", "cluster", "report.events", "errors"},
     "deathwatch": {"cluster", "errors"},
+    "leakguard": {"keeper", "settings", "cluster", "report.leaks", "errors"},
     "settings": {"options", "cluster.launchers"},
     "options": {"cluster.launchers"},
     "faults": {"hearts", "cluster", "report.events", "errors"},

@@ -14,7 +14,7 @@ from pytest_ipcluster.cluster.launchers import FAULTS
 from pytest_ipcluster.cluster.profile import EngineSetup
 from pytest_ipcluster.cluster.remote import RemoteFailure
 from pytest_ipcluster.cluster.slots import Repair
-from pytest_ipcluster.errors import ClusterStartError, Death, UnexpectedDeathError
+from pytest_ipcluster.errors import ClusterStartError, Death, LeakError, UnexpectedDeathError
 from pytest_ipcluster.faults.expectations import Expectation
 from pytest_ipcluster.faults.injector import FaultInjector
 from pytest_ipcluster.faults.kinds import CAUSES, Fault, HeartFailure
@@ -45,6 +45,7 @@ CLASSES = [
     ClusterStartError,
     UnexpectedDeathError,
     Death,
+    LeakError,
 ]
 
 SEED_PAGES = {

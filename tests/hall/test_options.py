@@ -26,6 +26,8 @@ GOOD = [
     ("timeout", "12.5", 12.5, 300.0),
     ("kill_after", "0", 0.0, 5.0),
     ("kill_after", "0.25", 0.25, 5.0),
+    ("leaks", "warn", "warn", "fail"),
+    ("leaks", "off", "off", "fail"),
 ]
 
 # name, text that is given, what is accepted
@@ -36,6 +38,7 @@ BAD = [
     *[("start_timeout", text, "a number of seconds, more than 0") for text in ("0", "-1", "inf", "soon", "")],
     *[("timeout", text, "a number of seconds, 0 or more") for text in ("-1", "nan", "never", "")],
     *[("kill_after", text, "a number of seconds, 0 or more") for text in ("-0.1", "nan", "never")],
+    *[("leaks", text, "one of fail, warn, off") for text in ("", "Fail", "no")],
     ("args", "--a 'b", "arguments quoted as for a shell (No closing quotation)"),
     ("engines", "nope", "one of "),
     ("engines", "", "one of "),
@@ -55,7 +58,7 @@ def value_of(settings, name):
 
 
 def test_the_table_holds_exactly_the_options_of_this_release():
-    names = "n args engines profile heart_period heart_misses start_timeout timeout kill_after"
+    names = "n args engines profile heart_period heart_misses start_timeout timeout kill_after leaks"
     assert {option.name for option in OPTIONS} == set(names.split())
 
 
