@@ -8,6 +8,7 @@ from collections.abc import Iterator
 
 import psutil
 import pytest
+from tables import write_tables
 
 _SUITE = "PYTEST_IPCLUSTER_SUITE"
 
@@ -37,3 +38,7 @@ def nothing_outlives_the_suite() -> Iterator[None]:
     for process in left:
         process.kill()
     assert not left, "\n".join(f"{process.pid}: {command}" for process, command in left.items())
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    write_tables(terminalreporter)

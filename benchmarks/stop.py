@@ -1,0 +1,187 @@
+"""How long a stop takes, and what it leaves: four engines in tasks that never end, and a fifth that is paused.
+
+Stops such a cluster by ``BackgroundCluster.stop()``, and one on the same load by ipyparallel's own
+``Cluster.stop_cluster_sync()``, one after the other, several times. Prints JSON: for each stop its seconds, and what
+was alive of the cluster when it returned and six seconds later. What is left then is killed.
+
+    python benchmarks/stop.py --rounds 3
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+import signal
+import statistics
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+import ipyparallel
+import psutil
+
+from pytest_ipcluster import BackgroundCluster
+from pytest_ipcluster.cluster.processes import descendants, is_alive, is_paused, send_signal, wait_gone
+from pytest_ipcluster.cluster.wakeup import Wakeup
+
+N = 5
+SECONDS_LATER = 6.0
+PATIENCE = 60.0
+
+#: The same for both: the start would take seven seconds otherwise, and the hub would drop the paused engine.
+CONTROLLER = "c = get_config()\nc.HeartMonitor.period = 100\nc.HeartMonitor.max_heartmonitor_misses = 300\n"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--rounds", type=int, default=3, help="stops of each kind (default: 3)")
+    rounds = parser.parse_args().rounds
+    with tempfile.TemporaryDirectory() as folder:
+        os.environ["IPYTHONDIR"] = folder  # neither kind touches the user's own
+        measure(rounds)
+
+
+def measure(rounds: int) -> None:
+    """Stop clusters of both kinds in turn, and print what came of it."""
+    kinds = {"BackgroundCluster.stop": ours, "Cluster.stop_cluster_sync": theirs}
+    stops: dict[str, list[dict[str, Any]]] = {kind: [] for kind in kinds}
+    for _ in range(rounds):
+        for kind, stop in kinds.items():
+            stops[kind].append(stop())
+    print(json.dumps({**about(), "stops": {kind: summary(found) for kind, found in stops.items()}}, indent=2))
+
+
+def about() -> dict[str, Any]:
+    return {
+        "load": f"{N - 1} engines in a task that never ends, 1 paused",
+        "cores": os.cpu_count(),
+        "python": platform.python_version(),
+        "ipyparallel": ipyparallel.__version__,
+    }
+
+
+def summary(stops: list[dict[str, Any]]) -> dict[str, Any]:
+    seconds = [stop["seconds"] for stop in stops]
+    return {"median_seconds": statistics.median(seconds), "slowest_seconds": max(seconds), "each": stops}
+
+
+# -- the two kinds of stop -----------------------------------------------------------------------------
+
+
+def ours() -> dict[str, Any]:
+    """Measure a stop of ours."""
+    cluster = BackgroundCluster(n=N, private=True, silent=True)
+    with watched() as processes:
+        cluster.start()
+        try:
+            cluster.wait_for_engines()
+            with cluster.client() as client:
+                load(client)
+            processes.update(of_cluster())
+            return measured(cluster.stop, processes)
+        finally:
+            cluster.stop()
+
+
+def theirs() -> dict[str, Any]:
+    """Measure a stop of ipyparallel's."""
+    with tempfile.TemporaryDirectory() as folder, watched() as processes:
+        profile = Path(folder) / "profile_default"
+        profile.mkdir()
+        (profile / "ipcontroller_config.py").write_text(CONTROLLER)
+        cluster = ipyparallel.Cluster(n=N, profile_dir=str(profile), delay=0, log_level=40)
+        cluster.start_cluster_sync()
+        with cluster.connect_client_sync() as client:
+            client.wait_for_engines(N, timeout=PATIENCE)
+            load(client)
+        processes.update(of_cluster())
+        return measured(cluster.stop_cluster_sync, processes)
+
+
+def measured(stop: Callable[[], object], processes: set[psutil.Process]) -> dict[str, Any]:
+    """Stop, and tell how long it took and what it left of these processes."""
+    begun = time.monotonic()
+    stop()
+    seconds = time.monotonic() - begun
+    at_return = told(processes)
+    wait_gone(processes, SECONDS_LATER)
+    return {
+        "seconds": round(seconds, 3),
+        "processes": len(processes),
+        "alive_at_return": at_return,
+        f"alive_{SECONDS_LATER:g}_s_later": told(processes),
+    }
+
+
+# -- the load ------------------------------------------------------------------------------------------
+
+
+def load(client: ipyparallel.Client) -> None:
+    """Have all engines but the last one spin for ever, pause the last one, and make sure of both."""
+    paused = psutil.Process(client[N - 1].apply_async(os.getpid).get(PATIENCE))
+    with tempfile.TemporaryDirectory() as folder, Wakeup() as wakeup:
+        wakeup.watch_folder(Path(folder))
+        for engine in range(N - 1):
+            client[engine].apply_async(spin, folder, engine)
+        until(lambda: len(os.listdir(folder)) == N - 1, wakeup)
+    paused.send_signal(signal.SIGSTOP)
+    with Wakeup() as wakeup:
+        until(lambda: is_paused(paused), wakeup)
+
+
+def spin(folder: str, engine: int) -> None:
+    """Say that the task runs, and never end."""
+    from pathlib import Path
+
+    (Path(folder) / str(engine)).touch()
+    while True:
+        pass
+
+
+def until(reached: Callable[[], bool], wakeup: Wakeup) -> None:
+    deadline = time.monotonic() + PATIENCE
+    while not reached():
+        if time.monotonic() > deadline:
+            sys.exit("the load did not come about")
+        wakeup.wait(0.02)  # a stopped process announces itself by no event
+
+
+# -- processes -----------------------------------------------------------------------------------------
+
+
+def of_cluster() -> set[psutil.Process]:
+    """Return all processes of the running cluster: everything that descends from this one."""
+    return descendants(psutil.Process())
+
+
+@contextmanager
+def watched() -> Iterator[set[psutil.Process]]:
+    """Kill whatever of the set that the block fills is alive at its end: the very processes, by pid and start time."""
+    processes: set[psutil.Process] = set()
+    try:
+        yield processes
+    finally:
+        left = {process for process in processes | of_cluster() if is_alive(process)}
+        for process in left:
+            send_signal(process, signal.SIGKILL)
+        wait_gone(left, PATIENCE)
+
+
+def told(processes: set[psutil.Process]) -> list[str]:
+    """Say what is alive of these processes."""
+    found = []
+    for process in processes:
+        with suppress(psutil.NoSuchProcess):  # gone meanwhile
+            if is_alive(process):
+                found.append(" ".join(process.cmdline())[:100])
+    return sorted(found)
+
+
+if __name__ == "__main__":
+    main()
