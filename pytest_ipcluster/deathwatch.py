@@ -14,17 +14,14 @@ from typing import TYPE_CHECKING
 import pytest
 
 from pytest_ipcluster.cluster.launchers import LOCAL, capabilities
-from pytest_ipcluster.errors import ClusterError, Death, UnexpectedDeathError
 
 if TYPE_CHECKING:
     from pytest_ipcluster.cluster.background import BackgroundCluster
     from pytest_ipcluster.cluster.engines import Engine
     from pytest_ipcluster.cluster.rollcall import RollCall
+    from pytest_ipcluster.errors import Death, UnexpectedDeathError
 
-__all__ = ["DEATHS", "DeathWatch"]
-
-#: Where the watch of the run is kept: ``config.stash[DEATHS]``.
-DEATHS = pytest.StashKey["DeathWatch"]()
+__all__ = ["DeathWatch"]
 
 #: The fixture without which there is no cluster.
 _FIXTURE = "_ipcluster_keeper"
@@ -89,6 +86,8 @@ class DeathWatch:
         """Return the roll of the cluster as it runs now; the test may have stopped or restarted it by itself."""
         if self._cluster is None or self._roll is None:
             return None
+        from pytest_ipcluster.errors import ClusterError
+
         try:
             if self._cluster.slots is not self._roll.slots:
                 self._roll = self._cluster.roll_call()
@@ -158,6 +157,8 @@ class DeathWatch:
         self._losses = [loss for loss in self._losses if loss not in due]
         if not due:
             return None
+        from pytest_ipcluster.errors import UnexpectedDeathError
+
         when = dict.fromkeys(self._when(loss, item, phase) for loss in due)
         return UnexpectedDeathError(
             [death for loss in due for death in loss.deaths],

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from pytest_ipcluster.deathwatch import DEATHS
 from pytest_ipcluster.settings import SETTINGS
+from pytest_ipcluster.stash import CLOCK, KEEPER
 
 if TYPE_CHECKING:
     from ipyparallel import Client, DirectView, LoadBalancedView
@@ -22,8 +22,6 @@ if TYPE_CHECKING:
     from pytest_ipcluster.keeper import Keeper
 
 __all__ = [
-    "CLOCK",
-    "KEEPER",
     "heart_failure",
     "heart_monitor",
     "ipcluster",
@@ -33,12 +31,6 @@ __all__ = [
     "ipcluster_view",
     "raises_remote",
 ]
-
-#: Where the keeper of the session's cluster is kept while there is one: ``config.stash[KEEPER]``.
-KEEPER = pytest.StashKey["Keeper"]()
-
-#: Makes a block whose time is not charged to the running test, where pytest-timeout is: ``config.stash[CLOCK]``.
-CLOCK = pytest.StashKey[Callable[[], AbstractContextManager[None]]]()
 
 
 def _uncharged(request: pytest.FixtureRequest) -> AbstractContextManager[None]:
@@ -50,19 +42,18 @@ def _uncharged(request: pytest.FixtureRequest) -> AbstractContextManager[None]:
 def _ipcluster_keeper(request: pytest.FixtureRequest) -> Iterator[Keeper]:
     """Keep one cluster for the session."""
     with _uncharged(request):
+        from pytest_ipcluster.attendance import deaths_of, leaks_of
         from pytest_ipcluster.keeper import Keeper, importable_folders, test_files
-        from pytest_ipcluster.leakguard import leak_guard
 
-        items = request.session.items
-        folders, tests = importable_folders(request.config, items), test_files(items)
-        stash = request.config.stash
-        keeper = stash[KEEPER] = Keeper(stash[SETTINGS], stash[DEATHS], folders, tests)
-        guard = leak_guard(request.config)
+        config, items = request.config, request.session.items
+        folders, tests = importable_folders(config, items), test_files(items)
+        keeper = config.stash[KEEPER] = Keeper(config.stash[SETTINGS], deaths_of(config), folders, tests)
+        guard = leaks_of(config)
         guard.follow(keeper)
     yield keeper
     with _uncharged(request), guard.last_look(request.session):  # whichever test is the last of the session
         keeper.close()
-        del stash[KEEPER]
+        del config.stash[KEEPER]
 
 
 @pytest.fixture(scope="session")

@@ -219,7 +219,7 @@ class Keeper:
         for repair in (self._replace_for, self._restart_for, self._give_up_for):
             begun = time.monotonic()
             with self._connected() as client:
-                left = clean_engines(client, self._running().slots.unfinished, _PATIENCE, self._tests)
+                left = clean_engines(client, self._running().slots, _PATIENCE, self._tests)
                 if not left:
                     yield client
                     return

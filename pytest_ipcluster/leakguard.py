@@ -35,7 +35,6 @@ from pytest_ipcluster.report.leaks import (
     settled,
     take_snapshot,
 )
-from pytest_ipcluster.settings import SETTINGS
 
 if TYPE_CHECKING:
     import psutil
@@ -44,10 +43,7 @@ if TYPE_CHECKING:
     from pytest_ipcluster.cluster.profile import RunFolder
     from pytest_ipcluster.keeper import Keeper
 
-__all__ = ["LEAK_GUARD", "LeakGuard", "leak_guard"]
-
-#: Where the guard of the run is kept: ``config.stash[LEAK_GUARD]``.
-LEAK_GUARD = pytest.StashKey["LeakGuard"]()
+__all__ = ["LeakGuard"]
 
 #: Whose test or fixture uses the cluster.
 _FIXTURE = "ipcluster"
@@ -60,16 +56,6 @@ _ADVICE = {
     "folder": "Something still writes to it, or this user may not remove it.",
     "thread": "Close what a test opens: client.close() for an ipyparallel client.",
 }
-
-
-def leak_guard(config: pytest.Config) -> LeakGuard:
-    """Return the guard of this run, made at the first call; with --ipcluster-leaks=off it looks at nothing."""
-    guard = config.stash.get(LEAK_GUARD, None)
-    if guard is None:
-        guard = config.stash[LEAK_GUARD] = LeakGuard(config.stash[SETTINGS].leaks)
-        if guard.mode != "off":
-            config.pluginmanager.register(guard, "ipcluster-leaks")
-    return guard
 
 
 class LeakGuard:
@@ -90,6 +76,7 @@ class LeakGuard:
     @pytest.hookimpl(wrapper=True, tryfirst=True)
     def pytest_runtest_setup(self, item: pytest.Item) -> Generator[None, object, object]:
         """Look at what there is before the test; when all is set up, see which processes are the cluster's own."""
+        __tracebackhide__ = True
         self._test = None
         if _FIXTURE not in getattr(item, "fixturenames", ()):
             return (yield)
@@ -104,6 +91,7 @@ class LeakGuard:
     @pytest.hookimpl(wrapper=True, tryfirst=True)
     def pytest_fixture_setup(self, fixturedef: pytest.FixtureDef[Any]) -> Generator[None, object, object]:
         """Note what a fixture of a wider scope opens and starts."""
+        __tracebackhide__ = True
         ours = getattr(fixturedef.func, "__module__", "") == _OURS
         if fixturedef.scope == "function" or not (ours or self._test):
             return (yield)

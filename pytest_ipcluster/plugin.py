@@ -13,9 +13,7 @@ from contextlib import suppress
 import pytest
 
 from pytest_ipcluster import fixtures
-from pytest_ipcluster.deathwatch import DEATHS, DeathWatch
 from pytest_ipcluster.options import add_options
-from pytest_ipcluster.renewing import Renewing
 from pytest_ipcluster.settings import (
     MARKER,
     MARKER_HELP,
@@ -27,18 +25,22 @@ from pytest_ipcluster.settings import (
     read_settings,
     shape_for,
 )
-from pytest_ipcluster.telling import Telling
+from pytest_ipcluster.stash import KEEPER
 
 __all__ = [
     "pytest_addoption",
     "pytest_collection_modifyitems",
     "pytest_configure",
     "pytest_generate_tests",
+    "pytest_itemcollected",
     "pytest_report_header",
     "pytest_runtest_call",
 ]
 
 _FIXTURE = "ipcluster"
+
+#: The fixture behind all of ours, without which there is no cluster.
+_KEEPER_FIXTURE = "_ipcluster_keeper"
 
 #: Every shape that a test asked for, kept once, with the number by which pytest before 9.2 groups its tests.
 _SHAPES = pytest.StashKey[dict[Shape, tuple[Shape, int]]]()
@@ -54,12 +56,11 @@ def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line("markers", MARKER_HELP)
     config.stash[SETTINGS] = read_settings(config)
     config.stash[_SHAPES] = {}
-    config.stash[DEATHS] = DeathWatch()
     config.pluginmanager.register(fixtures, "ipcluster-fixtures")
-    config.pluginmanager.register(config.stash[DEATHS], "ipcluster-deaths")
-    config.pluginmanager.register(Telling(), "ipcluster-telling")
-    config.pluginmanager.register(Renewing(), "ipcluster-renewing")
-    _meet_timeout(config)
+    if config.getoption("dist", "no") != "no":  # the main process of pytest-xdist collects reports, but no tests
+        from pytest_ipcluster.attendance import attend_reports
+
+        attend_reports(config)
 
 
 def pytest_report_header(config: pytest.Config) -> str:
@@ -83,6 +84,14 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
         metafunc.parametrize(_FIXTURE, [shape], indirect=True, ids=[pytest.HIDDEN_PARAM])
 
 
+def pytest_itemcollected(item: pytest.Item) -> None:
+    """Register what looks after tests that use the cluster when the first of them comes."""
+    if _KEEPER_FIXTURE in getattr(item, "fixturenames", ()):
+        from pytest_ipcluster.attendance import attend
+
+        attend(item.config)
+
+
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """Refuse wrong markers, group the tests by shape, skip those that require a fault the launcher can't do.
@@ -94,32 +103,16 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     for item in items:
         _number_shape(item)
         _skip_unable(item)
-    if any(_FIXTURE in getattr(item, "fixturenames", ()) for item in items):
-        from pytest_ipcluster.leakguard import leak_guard
-
-        leak_guard(config)
 
 
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_call(item: pytest.Item) -> Generator[None, object, object]:
     """Let an exception that a heart handler raised fail the test that it was raised in; see Keeper.watch."""
-    keeper = item.config.stash.get(fixtures.KEEPER, None)
+    keeper = item.config.stash.get(KEEPER, None)
     if keeper is None:
         return (yield)
     with keeper.watch(item):
         return (yield)
-
-
-def _meet_timeout(config: pytest.Config) -> None:
-    """Get along with pytest-timeout where it is; it goes by the name of its entry point or of its module."""
-    if not any(config.pluginmanager.hasplugin(name) for name in ("timeout", "pytest_timeout")):
-        return
-    from pytest_ipcluster.partners.timeout import TimeLimits
-
-    settings = config.stash[SETTINGS]
-    limits = TimeLimits(settings.timeout, settings.sources["timeout"])
-    config.pluginmanager.register(limits, "ipcluster-timeout")
-    config.stash[fixtures.CLOCK] = limits.stopped
 
 
 def _is_parametrized(metafunc: pytest.Metafunc) -> bool:

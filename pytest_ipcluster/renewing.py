@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from pytest_ipcluster.fixtures import CLOCK, KEEPER
 from pytest_ipcluster.settings import MARKER, Shape
+from pytest_ipcluster.stash import CLOCK, KEEPER
 from pytest_ipcluster.telling import tell
 
 if TYPE_CHECKING:

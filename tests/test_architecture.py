@@ -15,11 +15,13 @@ HEAVY = {"zmq", "traitlets", "tornado", "psutil", "IPython", "ipyparallel", "jup
 # Room (a module or a folder) -> the rooms that it may import; what is not named may not be imported.
 ARROWS = {
     "__init__": {"cluster", "hearts", "errors"},  # only inside __getattr__ and for type checkers
-    "plugin": {"fixtures", "deathwatch", "leakguard", "options", "settings", "partners", "renewing", "telling"},
-    "renewing": {"fixtures", "settings", "telling", "report", "errors"},
+    "plugin": {"attendance", "fixtures", "options", "settings", "stash"},
+    "attendance": {"deathwatch", "leakguard", "renewing", "telling", "partners", "settings", "stash"},
+    "renewing": {"settings", "stash", "telling", "report", "errors"},
     "telling": {"report"},
-    "fixtures": {"keeper", "deathwatch", "leakguard", "settings", "faults", "hearts", "cluster", "errors"},
+    "fixtures": {"attendance", "keeper", "stash", "settings", "faults", "hearts", "cluster", "errors"},
     "partners": set(),
+    "stash": {"keeper"},  # only for type checkers
     "keeper": {"deathwatch", "settings", "hearts", "cluster", "report.events", "errors"},
     "deathwatch": {"cluster", "errors"},
     "leakguard": {"keeper", "settings", "cluster", "report.leaks", "errors"},

@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from ipyparallel import AsyncResult, Client, DirectView
 
     from pytest_ipcluster.cluster.hub import Unfinished
+    from pytest_ipcluster.cluster.slots import Slots
 
 __all__ = ["Leftovers", "clean_engines"]
 
@@ -40,14 +41,12 @@ class Leftovers:
         return "; ".join(lines + [f"{self.waiting} tasks wait for an engine"] * bool(self.waiting))
 
 
-def clean_engines(
-    client: Client, unfinished: Callable[[], Unfinished], patience: float, tests: Iterable[str] = ()
-) -> Leftovers:
+def clean_engines(client: Client, slots: Slots, patience: float, tests: Iterable[str] = ()) -> Leftovers:
     """Renew every engine until nothing of an earlier test is left, at most ``patience`` seconds; return what is.
 
-    ``unfinished`` asks the hub for the tasks that are under way; ``tests`` are the files whose modules are forgotten.
+    ``slots`` are asked for the tasks that are under way; ``tests`` are the files whose modules are forgotten.
     """
-    cleaning = _Cleaning(client, unfinished, patience, tuple(tests))
+    cleaning = _Cleaning(client, slots, patience, tuple(tests))
     while True:
         left = cleaning.turn()
         if not left or cleaning.is_over(left):
@@ -57,11 +56,9 @@ def clean_engines(
 class _Cleaning:
     """Turns of renewing all engines, within one limit of time."""
 
-    def __init__(
-        self, client: Client, unfinished: Callable[[], Unfinished], patience: float, tests: tuple[str, ...]
-    ) -> None:
+    def __init__(self, client: Client, slots: Slots, patience: float, tests: tuple[str, ...]) -> None:
         self._client = client
-        self._unfinished = unfinished
+        self._slots = slots
         self._tests = tests
         self._hint_after = patience * _HINT_AFTER
         self._deadline = time.monotonic() + patience
@@ -73,22 +70,24 @@ class _Cleaning:
         hint = min(self._deadline, time.monotonic() + self._hint_after)
         for renewal in renewals.values():
             renewal.wait(hint)
-        under_way = self._abort()
+        under_way = self._abort(late=not all(renewal.is_done() for renewal in renewals.values()))
         for renewal in renewals.values():
             renewal.wait(self._deadline)
         complaints = {number: renewal.complaint(self._deadline) for number, renewal in renewals.items()}
         stuck = {number: complaint for number, complaint in complaints.items() if complaint}
         return Leftovers({**dict.fromkeys(under_way.given, _BUSY), **stuck}, len(under_way.waiting))
 
-    def _abort(self) -> Unfinished:
+    def _abort(self, *, late: bool) -> Unfinished:
         """Have the engines refuse what is under way when they come to it; return what that was.
+
+        What was sent to an engine directly matters only when it is ``late``: otherwise it came before the renewal.
 
         By name, task after task: when an engine is told to drop whatever is queued, ipyparallel does that on a thread
         that has to share the queue with the one that works, and only for tasks of one kind.
         """
-        under_way = self._unfinished().without(self._ours)
-        if under_way:
-            self._client.abort(jobs=sorted(under_way.ids), targets="all", block=False)
+        under_way = self._slots.unfinished(direct=late)
+        if theirs := under_way.ids - self._ours:
+            self._client.abort(jobs=sorted(theirs), targets="all", block=False)
         return under_way
 
     def is_over(self, left: Leftovers) -> bool:
@@ -118,9 +117,12 @@ class _Renewal:
         for task in self._tasks:
             task.wait(max(0.0, deadline - time.monotonic()))
 
+    def is_done(self) -> bool:
+        return all(task.ready() for task in self._tasks)
+
     def complaint(self, deadline: float) -> str:
         """Say why this engine is not as new; empty when it is."""
-        if not all(task.ready() for task in self._tasks):
+        if not self.is_done():
             return _BUSY
         complaints = dict.fromkeys(line for task in self._tasks for line in _outcome(task))
         if not complaints and not self._is_heard(deadline):

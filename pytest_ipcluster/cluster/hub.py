@@ -8,7 +8,7 @@ cannot.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -33,23 +33,21 @@ class HubSilentError(ClusterError):
 
 @dataclass(frozen=True, slots=True)
 class Unfinished:
-    """Tasks that have not come to an end, by their message ids: which wait for an engine, and which each engine has."""
+    """Tasks that have not come to an end, by their message ids.
+
+    Of load-balanced ones, those that are ``waiting`` for an engine and those that each engine was ``given``; and those
+    that were sent ``direct`` to an engine. Of these some may have ended long ago: ten seconds after an engine was
+    replaced, ipyparallel's hub takes the tasks that the new engine of this id has then for lost with the old one.
+    """
 
     waiting: frozenset[str] = frozenset()
     given: Mapping[int, frozenset[str]] = field(default_factory=dict)
-
-    def __bool__(self) -> bool:
-        return bool(self.ids)
+    direct: frozenset[str] = frozenset()
 
     @property
     def ids(self) -> frozenset[str]:
         """All of them."""
-        return self.waiting.union(*self.given.values())
-
-    def without(self, ids: Collection[str]) -> Unfinished:
-        """Return the same without these tasks; engines that have no others are left out."""
-        given = {number: tasks - set(ids) for number, tasks in self.given.items()}
-        return Unfinished(self.waiting - set(ids), {number: tasks for number, tasks in given.items() if tasks})
+        return self.waiting.union(self.direct, *self.given.values())
 
 
 class Wire:
@@ -125,13 +123,14 @@ class Hub:
         queues = _by_engine(self._queues(timeout))
         return {number for number, queue in queues.items() if queue["queue"] or queue["tasks"]}
 
-    def unfinished(self, timeout: float) -> Unfinished:
+    def unfinished(self, timeout: float, *, direct: bool) -> Unfinished:
         """Return the tasks that have not come to an end, whoever submitted them; those of broadcasts are not known.
 
-        Raises :class:`HubSilentError` after ``timeout`` seconds.
+        Without ``direct``, load-balanced ones are enough. Raises :class:`HubSilentError` after ``timeout`` seconds.
         """
         # First only whether, for the full answer also names every task that each engine has ever done.
-        if self.unassigned(timeout) or self.working(timeout):
+        queues = self._queues(timeout)
+        if direct or queues["unassigned"] or any(queue["tasks"] for queue in _by_engine(queues).values()):
             return _unfinished(self._queues(timeout, verbose=True))
         return Unfinished()
 
@@ -192,8 +191,10 @@ class Hub:
 
 
 def _unfinished(queues: Mapping[str, Any]) -> Unfinished:
-    tasks = {number: frozenset([*queue["queue"], *queue["tasks"]]) for number, queue in _by_engine(queues).items()}
-    return Unfinished(frozenset(queues["unassigned"]), {number: given for number, given in tasks.items() if given})
+    engines = _by_engine(queues)
+    given = {number: frozenset(queue["tasks"]) for number, queue in engines.items() if queue["tasks"]}
+    direct = frozenset(task for queue in engines.values() for task in queue["queue"])
+    return Unfinished(frozenset(queues["unassigned"]), given, direct)
 
 
 def _by_engine(queues: Mapping[str, Any]) -> dict[int, Any]:

@@ -128,10 +128,10 @@ class Slots:
         logs = {role.pid: role.log for role in self._runtime.roles().engines if role.pid and role.log}
         return read_engines(registered, self._runtime.folder.cards, {**logs, **self._logs})
 
-    def unfinished(self) -> Unfinished:
-        """Return the tasks that have not come to an end, whoever submitted them."""
+    def unfinished(self, *, direct: bool = False) -> Unfinished:
+        """Return the load-balanced tasks, and with ``direct`` those sent directly, that have not come to an end."""
         with self._runtime.hub() as hub:
-            return hub.unfinished(_SOON)
+            return hub.unfinished(_SOON, direct=direct)
 
     # -- repair ------------------------------------------------------------------------------------
 

@@ -81,10 +81,21 @@ class Client:
         self.aborted += jobs
 
 
+class Slots:
+    """Answers what is under way, then that nothing is, or for ever the same."""
+
+    def __init__(self, *answers: Unfinished, for_ever: bool = False) -> None:
+        self._answers = itertools.cycle(answers) if for_ever else iter(answers)
+        self.asked: list[bool] = []
+
+    def unfinished(self, *, direct: bool) -> Unfinished:
+        self.asked.append(direct)
+        return next(self._answers, Unfinished())
+
+
 def clean(client: Client, patience: float = 1.0, *under_way: Unfinished) -> Leftovers:
     """Clean the client's engine; the hub answers with what is ``under_way``, then that nothing is."""
-    answers = iter(under_way)
-    return clean_engines(client, lambda: next(answers, Unfinished()), patience)
+    return clean_engines(client, Slots(*under_way), patience)
 
 
 def test_an_engine_that_answers_on_both_ways_is_clean():
@@ -113,13 +124,24 @@ def test_tasks_that_are_under_way_are_aborted_by_name_and_the_engine_is_renewed_
 def test_the_tasks_of_the_renewal_itself_are_not_under_way():
     client = Client(Task())
     own = [client.direct.left[0].msg_ids[0], client.broadcast.left[0].msg_ids[0]]
-    assert not clean(client, 1, Unfinished(given={7: frozenset(own)}))
-    assert client.aborted == []
+    clean(client, 1, Unfinished(direct=frozenset({*own, "theirs"})))
+    assert client.aborted == ["theirs"]
+
+
+def test_what_was_sent_directly_matters_only_to_an_engine_that_is_late():
+    slots = Slots()
+    clean_engines(Client(Task()), slots, 1)
+    assert slots.asked == [False]
+    slots = Slots(Unfinished(direct=frozenset({"before"})))
+    client = Client(Task(ready=False))
+    assert clean_engines(client, slots, 0.05).stuck == {7: BUSY}
+    assert slots.asked[0]
+    assert client.aborted == ["before"]
 
 
 def test_tasks_that_do_not_end_are_left():
     given = Unfinished(given={7: frozenset({"a"})}, waiting=frozenset({"b", "c"}))
-    left = clean_engines(Client(Task()), lambda: given, 0.05)
+    left = clean_engines(Client(Task()), Slots(given, for_ever=True), 0.05)
     assert left == Leftovers({7: BUSY}, 2)
     assert str(left) == f"engine 7: {BUSY}; 2 tasks wait for an engine"
 

@@ -13,7 +13,7 @@ import pytest
 from clusters import kill, pids, until
 
 from pytest_ipcluster import ClusterError, RepairError
-from pytest_ipcluster.cluster.processes import MARK, send_signal
+from pytest_ipcluster.cluster.processes import MARK, children, send_signal
 
 
 @pytest.fixture(autouse=True)
@@ -136,9 +136,38 @@ def test_an_engine_whose_nanny_is_paused_is_replaced(cluster):
 def test_a_paused_engine_is_resumed_and_stays(cluster):
     before = cluster.engines
     send_signal(before[0].process, signal.SIGSTOP)
-    assert cluster.restore() == []
+    until(lambda: before[0].state == "paused")
+    assert [(repair.slot, repair.reason) for repair in cluster.restore()] == [(0, "the engine was paused")]
     assert cluster.engines == before
     assert [engine.pid for engine in cluster.engines] == pids(cluster)
+
+
+def test_an_engine_that_is_dying_is_replaced(cluster):
+    send_signal(cluster.engines[1].process, signal.SIGKILL)  # and it takes its time to go
+    assert [(repair.slot, repair.reason) for repair in cluster.restore()] == [(1, "the engine was dead")]
+    assert [engine.pid for engine in cluster.engines] == pids(cluster)
+
+
+def test_what_tasks_started_on_an_engine_goes_with_it(cluster):
+    client = cluster.client()
+    code = "import subprocess; pid = subprocess.Popen(['sleep', '600'], start_new_session=True).pid"
+    client[1].execute(code).get(30)
+    child = psutil.Process(client[1].pull("pid").get(30))
+    client.close()
+    cluster.replace([1])
+    assert not child.is_running()
+
+
+@pytest.mark.parametrize("signum", [signal.SIGKILL, signal.SIGSTOP])
+def test_a_cluster_without_a_part_of_its_controller_cannot_be_repaired(new_cluster, signum):
+    with new_cluster() as cluster:
+        parts = children(psutil.Process(cluster.slots._runtime.roles().controller.pid))
+        send_signal(parts[-1], signum)
+        until(lambda: parts[-1].status() in (psutil.STATUS_ZOMBIE, psutil.STATUS_STOPPED))
+        with pytest.raises(
+            RepairError, match=rf"a part of the controller \(pid {parts[-1].pid}\) (has ended|is paused)"
+        ):
+            cluster.restore()
 
 
 def test_an_engine_that_the_hub_has_dropped_is_replaced(cluster):

@@ -173,9 +173,9 @@ def test_a_port_that_is_taken(fails, taken_port, position):
 
 def test_engines_that_do_not_come_in_time(new_cluster):
     cluster = new_cluster(n=1)
-    cluster.start(check_after=PATIENCE)
+    come_up(cluster)
     with pytest.raises(ClusterStartError, match=r"1 of 2 engines were registered [\d.]+ s after the start: \[0\]"):
-        cluster.wait_for_engines(2, timeout=2)
+        cluster.slots.wait_for(2, deadline=time.monotonic())
 
 
 def test_the_error_has_a_page_with_everything(fails):

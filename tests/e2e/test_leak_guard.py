@@ -8,7 +8,7 @@ import pytest
 
 COMMON = """
 import os, socket, subprocess, sys, threading, time
-import psutil, pytest
+import psutil, pytest, zmq
 
 SLEEP = [sys.executable, "-c", "import time; time.sleep(600)"]
 
@@ -26,7 +26,7 @@ LEAVE_A_PROCESS = """
 def test_leaves_a_process(ipcluster_client):
     PIDS["left"] = ipcluster_client[1].apply_sync(leave, SLEEP)
 
-def test_after_it(ipcluster_client):
+def test_after_it(ipcluster):
     assert is_there(PIDS["left"]) is {there}
 """
 
@@ -37,7 +37,7 @@ def test_leaves_a_client(ipcluster):
 
 # Nothing of this is a leak of a test.
 CLEAN = """
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="class")
 def server(ipcluster):
     client = ipcluster.client()
     pid = client[0].apply_sync(leave, SLEEP)
@@ -45,26 +45,33 @@ def server(ipcluster):
     client[0].apply_sync(lambda pid: __import__("os").kill(pid, 9), pid)
     client.close()
 
-def test_first(ipcluster): pass
+class TestWiderFixture:
+    def test_one(self, server): assert is_there(server)
+    def test_two(self, server): assert is_there(server)
+
+def test_first_has_a_client_of_its_own(ipcluster):
+    client = ipcluster.client()
+    client[:].apply_sync(os.getpid)
+    client.close()
+
+def test_ends_the_context_that_clients_share(ipcluster):
+    zmq.Context.instance().destroy(linger=0)
+
+def test_then_has_a_client_of_its_own(ipcluster):
+    client = ipcluster.client()
+    client[:].apply_sync(os.getpid)
+    client.close()
 
 def test_uses_everything(ipcluster_view, ipcluster_lbview, heart_failure):
     data = bytes(1_000_000)
     assert ipcluster_view.apply_sync(len, data) == [len(data)] * 2
     assert ipcluster_lbview.map_sync(len, [data] * 4) == [len(data)] * 4
 
-def test_has_a_client_of_its_own(ipcluster):
-    client = ipcluster.client()
-    client[:].apply_sync(os.getpid)
-    client.close()
-
 def test_kills(ipcluster_client, heart_failure):
     heart_failure.kill("all").wait_all()
 
 def test_after_the_kill(ipcluster_view):
     ipcluster_view.apply_sync(os.getpid)
-
-def test_wider_fixture(server): assert is_there(server)
-def test_wider_fixture_again(server): assert is_there(server)
 
 def test_process_that_ends(ipcluster_client):
     ipcluster_client[0].apply_sync(leave, [sys.executable, "-c", ""])
@@ -157,23 +164,26 @@ def test_a_client_that_is_left_open_fails_where_warnings_are_errors(run):
 
 def test_what_cleans_up_is_not_told(run):
     result = run(COMMON + CLEAN, "-W", "error", "-W", "ignore::DeprecationWarning")
-    result.assert_outcomes(passed=CLEAN.count("\ndef test_"))
+    result.assert_outcomes(passed=CLEAN.count("def test_"))
 
 
 def test_a_lost_controllers_children_are_no_leak_of_the_test(run):
     source = """
-    import os, psutil
+    import psutil
 
     def lose_the_controller(ipcluster):
         controller = psutil.Process(ipcluster.process.pid).children()[0]
         assert "ipyparallel.controller" in controller.cmdline()
         controller.kill()
+        controller.wait(30)
 
     def test_first(ipcluster): lose_the_controller(ipcluster)
     def test_restarted(ipcluster, ipcluster_client): lose_the_controller(ipcluster)
     def test_after(ipcluster_client): pass
     """
-    run(source, "-W", "error::pytest_ipcluster.IpclusterLeakWarning").assert_outcomes(passed=3)
+    result = run(source, "-W", "error::pytest_ipcluster.IpclusterLeakWarning")
+    result.assert_outcomes(failed=2, passed=1)  # for the death alone
+    assert "left behind" not in result.stdout.str()
 
 
 LEFT_OF_THE_CLUSTER = """

@@ -12,7 +12,7 @@ STUB = """
     from types import SimpleNamespace
 
     import pytest
-    from pytest_ipcluster.deathwatch import DEATHS
+    from pytest_ipcluster.attendance import deaths_of
 
     missing = []
 
@@ -28,7 +28,7 @@ STUB = """
 
     @pytest.fixture(scope="session")
     def _ipcluster_keeper(request):
-        deaths = request.config.stash[DEATHS]
+        deaths = deaths_of(request.config)
         deaths.begin(SimpleNamespace(roll_call=Roll, slots=Roll.slots, launcher=""))
         yield
         deaths.end()
