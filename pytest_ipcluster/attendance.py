@@ -11,7 +11,7 @@ from pytest_ipcluster.deathwatch import DeathWatch
 from pytest_ipcluster.leakguard import LeakGuard
 from pytest_ipcluster.renewing import Renewing
 from pytest_ipcluster.settings import SETTINGS, Settings
-from pytest_ipcluster.stash import CLOCK
+from pytest_ipcluster.stash import CLOCK, TIMER
 from pytest_ipcluster.telling import Telling
 
 __all__ = ["attend", "attend_reports", "deaths_of", "leaks_of"]
@@ -62,6 +62,7 @@ def _meet_timeout(config: pytest.Config, settings: Settings) -> None:
         return
     from pytest_ipcluster.partners.timeout import TimeLimits
 
-    limits = TimeLimits(settings.timeout, settings.sources["timeout"])
+    running = config.stash.get(TIMER, None)
+    limits = TimeLimits(settings.timeout, settings.sources["timeout"], running=running)
     config.pluginmanager.register(limits, "ipcluster-timeout")
     config.stash[CLOCK] = limits.stopped

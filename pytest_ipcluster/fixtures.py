@@ -41,8 +41,10 @@ def _uncharged(request: pytest.FixtureRequest) -> AbstractContextManager[None]:
 @pytest.fixture(scope="session")
 def _ipcluster_keeper(request: pytest.FixtureRequest) -> Iterator[Keeper]:
     """Keep one cluster for the session."""
+    from pytest_ipcluster.attendance import attend, deaths_of, leaks_of
+
+    attend(request.config)  # before anything is charged, for a test that asks for the cluster only in its body
     with _uncharged(request):
-        from pytest_ipcluster.attendance import deaths_of, leaks_of
         from pytest_ipcluster.keeper import Keeper, importable_folders, test_files
 
         config, items = request.config, request.session.items

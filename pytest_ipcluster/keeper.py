@@ -5,17 +5,17 @@ from __future__ import annotations
 import os
 import sys
 import time
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from pathlib import Path
 from traceback import format_exception
 from typing import TYPE_CHECKING
 
-from pytest_ipcluster.cluster.cleaning import Leftovers, clean_engines
-from pytest_ipcluster.errors import ClusterError, ClusterStartError, RepairError
+from pytest_ipcluster.errors import ClusterError, ClusterStartError
 from pytest_ipcluster.report.events import EventLog
 from pytest_ipcluster.settings import Settings, Shape
+from pytest_ipcluster.upkeep import Upkeep
 
 if TYPE_CHECKING:
     import pytest
@@ -28,9 +28,6 @@ if TYPE_CHECKING:
     from pytest_ipcluster.hearts.thread import MonitorThread
 
 __all__ = ["Keeper", "importable_folders", "test_files"]
-
-#: Seconds that an engine gets to drop what an earlier test left on it before it is replaced.
-_PATIENCE = 2.0
 
 #: Seconds that the local cluster of a run that is gone gets to end by itself.
 _ORPHAN_GRACE = 1.0
@@ -58,6 +55,7 @@ class Keeper:
         self._folder: RunFolder | None = None
         self._cluster: BackgroundCluster | None = None
         self._hearts: MonitorThread | None = None
+        self._upkeep: Upkeep | None = None
         self.events = EventLog()
 
     @property
@@ -105,6 +103,8 @@ class Keeper:
 
         # Engines on other hosts are ended by ipcluster alone, which takes its time.
         self._folder = RunFolder.guarded(_ORPHAN_GRACE if shape.engines == "local" else self._settings.kill_after)
+        for limit in self._folder.limits:
+            self.events.add("limited", detail=limit)
         try:
             hearts = self._listen(*self._folder.heart_urls())
             self._cluster = BackgroundCluster(
@@ -118,6 +118,7 @@ class Keeper:
                 engine_setup=EngineSetup(hearts.ping_url, hearts.pong_url, self._importable),
                 silent=True,
             )
+            self._upkeep = Upkeep(self._cluster, hearts, self._settings, self._tests, self._restart_once)
             self._bring_up(self._cluster)
         except BaseException:
             self.close()
@@ -127,7 +128,7 @@ class Keeper:
         """Start the cluster and wait for its engines and their hearts, all within the start timeout."""
         cluster.bring_up(self._settings.start_timeout, retrying=self._retry)
         cluster.slots.leaving = self._forget
-        self._wait_for_hearts()
+        self._maintained().wait_for_hearts()
         self.deaths.begin(cluster)
 
     def _retry(self, error: ClusterStartError) -> None:
@@ -164,25 +165,11 @@ class Keeper:
         A cluster that cannot be repaired, because its controller is gone for example, is restarted. Raises
         :class:`ClusterError` when that fails as well; the same again, at once, whenever this is asked for.
         """
-        begun, cluster = time.monotonic(), self._running()
-        n = cluster.n if n is None else n
+        n = self._running().n if n is None else n
         if (replace(self._shape, n=n), self._kind) in self._failed:
             raise self._failed[replace(self._shape, n=n), self._kind]
-        with self._or_restart(n):
-            repairs = cluster.restore(n, self._settings.start_timeout)
-            self._note({repair.slot: repair.reason for repair in repairs}, begun)
-            if silent := self._silent():
-                self._replace(silent, begun)
+        self._maintained().restore(n, self._shape.n)
         self._shape = replace(self._shape, n=n)
-
-    @contextmanager
-    def _or_restart(self, n: int) -> Iterator[None]:
-        """Restart the cluster with ``n`` engines when the block cannot repair it."""
-        try:
-            yield
-        except ClusterError as error:
-            self._running().n = n
-            self._restart_once(f"it could not be repaired: {error}")
 
     def allow_restart(self) -> None:
         """Allow one restart from here on: a test's setup may take one, and its teardown."""
@@ -210,91 +197,20 @@ class Keeper:
 
     @contextmanager
     def client(self) -> Iterator[Client]:
-        """Make the cluster as new, all engines there, idle and empty, and connect a client for the block.
-
-        Engines that do not come clean are replaced. When there is still work of earlier tests after that, which the
-        scheduler hands to every new engine, the cluster is restarted.
-        """
+        """Make the cluster as new, all engines there, idle and empty, and connect a client for the block."""
         self.restore()
-        for repair in (self._replace_for, self._restart_for, self._give_up_for):
-            begun = time.monotonic()
-            with self._connected() as client:
-                left = clean_engines(client, self._running().slots, _PATIENCE, self._tests)
-                if not left:
-                    yield client
-                    return
-            repair(left, begun)
-
-    def _replace_for(self, left: Leftovers, begun: float) -> None:
-        if not left.stuck:
-            return self._restart_for(left, begun)
-        with self._or_restart(self._running().n):
-            return self._replace(left.stuck, begun)
-
-    def _restart_for(self, left: Leftovers, begun: float) -> None:
-        self._restart_once(f"it could not be made as new: {left} {time.monotonic() - begun:.1f} s later")
-
-    def _give_up_for(self, left: Leftovers, begun: float) -> None:
-        raise ClusterError(
-            f"the cluster is not as new even after a restart: {left} {time.monotonic() - begun:.1f} s later"
-        )
-
-    def _replace(self, reasons: Mapping[int, str], begun: float) -> None:
-        """Put new engines into these slots, and wait until their hearts beat."""
-        self._running().replace(reasons, self._settings.start_timeout)
-        self._note(reasons, begun)
-        self._wait_for_hearts()
-
-    @contextmanager
-    def _connected(self) -> Iterator[Client]:
-        """Connect a client on a context of its own, so that nothing of it is left when the block ends."""
-        import zmq
-
-        context = zmq.Context()
-        # For sockets that the client's loop closes: messages that nobody takes would hold up the end for ever.
-        context.setsockopt(zmq.LINGER, 0)
-        try:
-            client = self._running().client(context=context, timeout=self._settings.start_timeout)
-            try:
-                yield client
-            finally:
-                client.close(linger=0)
-        finally:
-            context.destroy(linger=0)
+        with self._maintained().client() as client:
+            yield client
 
     def _running(self) -> BackgroundCluster:
         if self._cluster is None:
             raise ClusterError("no cluster is running")
         return self._cluster
 
-    def _note(self, reasons: Mapping[int, str], begun: float) -> None:
-        """Write down what was repaired since ``begun`` and why, and which engines are there for the first time."""
-        seconds: float | None = time.monotonic() - begun
-        for slot, reason in sorted(reasons.items()):
-            kind = "repaired" if slot < self._shape.n else "added"
-            self.events.add(kind, slot=slot, detail=reason, seconds=seconds)
-            seconds = None
-
-    def _silent(self) -> dict[int, str]:
-        """Return the slots whose hearts do not beat though their engines live, with that as the reason."""
-        deadline = time.monotonic() + _PATIENCE + self._settings.heart_misses * self._settings.heart_period / 1000
-        return {
-            engine.slot: "the engine's heart did not beat"
-            for engine in self._running().engines
-            if not self._beats(engine.heart, deadline - time.monotonic())
-        }
-
-    def _wait_for_hearts(self) -> None:
-        for engine in self._running().engines:
-            if not self._beats(engine.heart, self._settings.start_timeout):
-                raise RepairError(f"the heart of the engine in slot {engine.slot} (pid {engine.pid}) does not beat")
-
-    def _beats(self, heart: bytes, timeout: float) -> bool:
-        try:
-            self.hearts.wait_for_heart(heart, max(0.0, timeout))
-        except TimeoutError:
-            return False
-        return True
+    def _maintained(self) -> Upkeep:
+        if self._upkeep is None:
+            raise ClusterError("no cluster is running")
+        return self._upkeep
 
     def _forget(self, heart: bytes) -> None:
         """Have the monitor drop the heart of an engine that is ended on purpose, and nobody be blamed for its end."""
@@ -339,7 +255,7 @@ class Keeper:
                 stack.callback(self._hearts.stop)
             if self._cluster is not None:
                 stack.callback(self._cluster.stop, self._settings.kill_after)
-        self._cluster = self._hearts = self._folder = None
+        self._cluster = self._hearts = self._folder = self._upkeep = None
 
 
 def importable_folders(config: pytest.Config, items: Iterable[pytest.Item]) -> list[str]:

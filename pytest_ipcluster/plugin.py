@@ -7,6 +7,7 @@ with the same session parameter together, so all tests of one shape run one afte
 
 from __future__ import annotations
 
+import time
 from collections.abc import Generator, Sequence
 from contextlib import suppress
 
@@ -25,7 +26,7 @@ from pytest_ipcluster.settings import (
     read_settings,
     shape_for,
 )
-from pytest_ipcluster.stash import KEEPER
+from pytest_ipcluster.stash import KEEPER, TIMER
 
 __all__ = [
     "pytest_addoption",
@@ -35,6 +36,8 @@ __all__ = [
     "pytest_itemcollected",
     "pytest_report_header",
     "pytest_runtest_call",
+    "pytest_timeout_cancel_timer",
+    "pytest_timeout_set_timer",
 ]
 
 _FIXTURE = "ipcluster"
@@ -82,6 +85,18 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
         shape = _kept_shape(metafunc.definition)
         # No scope: pytest takes that of the fixture, also when one of another scope overrides ours.
         metafunc.parametrize(_FIXTURE, [shape], indirect=True, ids=[pytest.HIDDEN_PARAM])
+
+
+@pytest.hookimpl(optionalhook=True, tryfirst=True)
+def pytest_timeout_set_timer(item: pytest.Item, settings: object) -> None:
+    """Note which timer of pytest-timeout runs, for a test that asks for the cluster only in its body."""
+    item.config.stash[TIMER] = (item, settings, time.monotonic())
+
+
+@pytest.hookimpl(optionalhook=True, tryfirst=True)
+def pytest_timeout_cancel_timer(item: pytest.Item) -> None:
+    """Note that no timer of pytest-timeout runs."""
+    item.config.stash[TIMER] = None
 
 
 def pytest_itemcollected(item: pytest.Item) -> None:

@@ -31,9 +31,11 @@ class Renewing:
         self._before = ""  # the last test that used the cluster
         self._late: list[Note] = []  # what was done after it
 
-    @pytest.hookimpl(tryfirst=True)
     def pytest_runtest_setup(self, item: pytest.Item) -> None:
-        """Repair the running cluster before any fixture of the test is set up; the test errors when that fails."""
+        """Repair the running cluster before any fixture of the test is set up; the test errors when that fails.
+
+        This comes after those who are to be first, who may skip the test, and before pytest's own, which sets it up.
+        """
         if _uses_cluster(item):
             for note in self._late:
                 tell(item, note, again=True)
@@ -54,14 +56,14 @@ class Renewing:
         self, item: pytest.Item, call: pytest.CallInfo[None]
     ) -> Generator[None, pytest.TestReport, pytest.TestReport]:
         """Tell in the phase's report what was done in it; what was done in a teardown also in the next test's setup."""
-        notes = self._new_notes(item.config)
+        notes = self._new_notes(item.config, after="" if call.when == "call" else self._before)
         for note in notes:
             tell(item, note)
         if call.when == "teardown":
             self._late += notes
         return (yield)
 
-    def _new_notes(self, config: pytest.Config) -> list[Note]:
+    def _new_notes(self, config: pytest.Config, after: str) -> list[Note]:
         keeper = config.stash.get(KEEPER, None)
         if keeper is not None and keeper.events is not self._log:
             self._log, self._read = keeper.events, 0
@@ -71,7 +73,7 @@ class Renewing:
 
         new = self._log.since(self._read)
         self._read += len(new)
-        return notes_of(new, self._before)
+        return notes_of(new, after)
 
 
 def _uses_cluster(item: pytest.Item) -> bool:

@@ -46,11 +46,12 @@ class Telling:
     ) -> Generator[None, pytest.TestReport, pytest.TestReport]:
         """Add what waits as a section, and give it to the report to carry."""
         waiting = item.stash.get(_WAITING, [])
-        item.stash[_WAITING] = []
-        if waiting:
-            from pytest_ipcluster.report.sections import section
+        if not waiting:
+            return (yield)
+        from pytest_ipcluster.report.sections import section
 
-            item.add_report_section(call.when, _TITLE, section(note for note, _ in waiting))
+        del item.stash[_WAITING]
+        item.add_report_section(call.when, _TITLE, section(note for note, _ in waiting))
         report = yield
         setattr(report, _CARRIED, [asdict(note) for note, counts in waiting if counts])
         return report
@@ -68,5 +69,5 @@ class Telling:
             from pytest_ipcluster.report.sections import summary
 
             terminalreporter.section(_TITLE)
-            for line in summary(self._told, verbose=config.option.verbose > 0):
+            for line in summary(self._told, verbose=config.get_verbosity() > 0):
                 terminalreporter.line(line)

@@ -22,7 +22,8 @@ ARROWS = {
     "fixtures": {"attendance", "keeper", "stash", "settings", "faults", "hearts", "cluster", "errors"},
     "partners": set(),
     "stash": {"keeper"},  # only for type checkers
-    "keeper": {"deathwatch", "settings", "hearts", "cluster", "report.events", "errors"},
+    "keeper": {"upkeep", "deathwatch", "settings", "hearts", "cluster", "report.events", "errors"},
+    "upkeep": {"settings", "hearts", "cluster", "errors"},
     "deathwatch": {"cluster", "errors"},
     "leakguard": {"keeper", "settings", "cluster", "report.leaks", "errors"},
     "settings": {"options", "cluster.launchers"},
@@ -106,9 +107,9 @@ def test_only_the_hall_knows_pytest(path):
 
 @pytest.mark.parametrize("path", MODULES, ids=name_of)
 def test_ipyparallel_is_named_in_its_room_only(path):
-    # The hall's fixtures and keeper name its types, for type checkers only.
+    # The hall's fixtures and what keeps the cluster name its types, for type checkers only.
     named = {name for name in imports(path) if name.split(".")[0] == "ipyparallel"}
-    assert not named or room(name_of(path)) in KNOWS_IPYPARALLEL | {"fixtures", "keeper"}
+    assert not named or room(name_of(path)) in KNOWS_IPYPARALLEL | {"fixtures", "keeper", "upkeep"}
 
 
 @pytest.mark.parametrize("module", sorted(ON_ENGINES))

@@ -7,7 +7,6 @@ ipcluster has started, ipcluster's own output tells, a moment later.
 
 from __future__ import annotations
 
-import contextlib
 import os
 import re
 import signal
@@ -21,15 +20,15 @@ import psutil
 
 from pytest_ipcluster.cluster.diagnosis import tail
 from pytest_ipcluster.cluster.wakeup import Wakeup
-from pytest_ipcluster.errors import ClusterError, Death
+from pytest_ipcluster.errors import Death
 
 if TYPE_CHECKING:
     from pytest_ipcluster.cluster.rollcall import Member, RollCall
     from pytest_ipcluster.cluster.runtime import Runtime
 
-__all__ = ["describe", "exit_code", "in_words", "launcher_told", "post_mortem", "sort_out", "zombie_told"]
+__all__ = ["exit_code", "in_words", "launcher_told", "post_mortem", "sort_out", "zombie_told"]
 
-#: Seconds within which a parent has said how its child ended: the launchers of ipcluster look every 0.04 s.
+#: Seconds within which parents have said how their children ended: the launchers of ipcluster look every 0.04 s.
 _TOLD_WITHIN = 1.0
 
 #: How many of the last lines of a log are shown: a process that was killed has said nothing about it.
@@ -50,15 +49,15 @@ def post_mortem(roll: RollCall, missing: Sequence[Member]) -> tuple[tuple[Death,
 
     When what is missing is beyond repair, the cluster's ``lost()`` says so from now on.
     """
-    runtime = roll.runtime
+    runtime, deadline = roll.runtime, time.monotonic() + _TOLD_WITHIN
     causes, followers = sort_out(missing, tail(runtime.folder.output, sys.maxsize))
-    deaths = tuple(describe(one, runtime) for one in causes)
+    deaths = tuple(_describe(one, runtime, deadline) for one in causes)
     runtime.broken = runtime.broken or next((f"{one.who} has ended" for one in deaths if one.slot is None), "")
     if any(one.role in _VITAL for one in causes):
         roll.strike(roll.members)
     gone = {one.slot for one in causes if one.role == "engine"}
     roll.strike([*missing, *(one for one in roll.members if one.role == "nanny" and one.slot in gone)])
-    return deaths, tuple(describe(one, runtime, thoroughly=False) for one in followers)
+    return deaths, tuple(_describe(one, runtime) for one in followers)
 
 
 def sort_out(dead: Sequence[Member], output: str) -> tuple[list[Member], list[Member]]:
@@ -77,10 +76,10 @@ def sort_out(dead: Sequence[Member], output: str) -> tuple[list[Member], list[Me
     return [one for one in dead if one not in followers], followers
 
 
-def describe(member: Member, runtime: Runtime, *, thoroughly: bool = True) -> Death:
-    """Say how this dead member ended. ``thoroughly``: wait for whoever can tell, at most 1 s, and show its log."""
-    code = exit_code(member.process, runtime, _TOLD_WITHIN if thoroughly else 0.0)
-    log = _last_words(member, runtime) if thoroughly else ""
+def _describe(member: Member, runtime: Runtime, deadline: float | None = None) -> Death:
+    """Say how this dead member ended; with a deadline, wait until then for whoever can tell, and show its log."""
+    code = exit_code(member.process, runtime, 0.0 if deadline is None else deadline - time.monotonic())
+    log = "" if deadline is None else _last_words(member, runtime)
     return Death(member.role, member.slot, member.process.pid, in_words(code), log)
 
 
@@ -115,9 +114,9 @@ def exit_code(process: psutil.Process, runtime: Runtime, patience: float) -> int
 def _listen(wakeup: Wakeup, runtime: Runtime) -> None:
     """Wake when one of those who can tell says something."""
     wakeup.watch_file(runtime.folder.output)
-    if runtime.folder.guard is not None:
-        with contextlib.suppress(ClusterError):  # it has ended, and says nothing more
-            wakeup.watch_fd(runtime.folder.guard.fileno())
+    guard = runtime.folder.guard
+    if guard is not None and guard.alive:
+        wakeup.watch_fd(guard.fileno())
 
 
 def _told(process: psutil.Process, runtime: Runtime) -> int | None:

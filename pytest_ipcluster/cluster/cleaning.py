@@ -28,10 +28,14 @@ _BUSY = "the engine was still busy with what a test had left"
 
 @dataclass(frozen=True, slots=True)
 class Leftovers:
-    """What could not be cleaned: engines by id with the reason, and how many tasks wait for an engine."""
+    """What could not be cleaned: engines by id with the reason, and how many tasks wait for an engine.
+
+    ``dropped`` is how many tasks of earlier tests were aborted; these are no trouble any more.
+    """
 
     stuck: Mapping[int, str]
     waiting: int
+    dropped: int = 0
 
     def __bool__(self) -> bool:
         return bool(self.stuck or self.waiting)
@@ -41,12 +45,15 @@ class Leftovers:
         return "; ".join(lines + [f"{self.waiting} tasks wait for an engine"] * bool(self.waiting))
 
 
-def clean_engines(client: Client, slots: Slots, patience: float, tests: Iterable[str] = ()) -> Leftovers:
+def clean_engines(
+    client: Client, slots: Slots, patience: float, tests: Iterable[str] = (), abandoned: Iterable[str] = ()
+) -> Leftovers:
     """Renew every engine until nothing of an earlier test is left, at most ``patience`` seconds; return what is.
 
-    ``slots`` are asked for the tasks that are under way; ``tests`` are the files whose modules are forgotten.
+    ``slots`` are asked for the tasks that are under way; ``tests`` are the files whose modules are forgotten;
+    ``abandoned`` are tasks of which it is known that an earlier test did not wait for them.
     """
-    cleaning = _Cleaning(client, slots, patience, tuple(tests))
+    cleaning = _Cleaning(client, slots, patience, tuple(tests), set(abandoned))
     while True:
         left = cleaning.turn()
         if not left or cleaning.is_over(left):
@@ -56,13 +63,17 @@ def clean_engines(client: Client, slots: Slots, patience: float, tests: Iterable
 class _Cleaning:
     """Turns of renewing all engines, within one limit of time."""
 
-    def __init__(self, client: Client, slots: Slots, patience: float, tests: tuple[str, ...]) -> None:
+    def __init__(
+        self, client: Client, slots: Slots, patience: float, tests: tuple[str, ...], abandoned: set[str]
+    ) -> None:
         self._client = client
         self._slots = slots
         self._tests = tests
         self._hint_after = patience * _HINT_AFTER
         self._deadline = time.monotonic() + patience
         self._ours: set[str] = set()
+        self._abandoned = abandoned
+        self._dropped: set[str] = set()
 
     def turn(self) -> Leftovers:
         """Renew every engine once, abort what is under way, and tell what is left then."""
@@ -75,7 +86,8 @@ class _Cleaning:
             renewal.wait(self._deadline)
         complaints = {number: renewal.complaint(self._deadline) for number, renewal in renewals.items()}
         stuck = {number: complaint for number, complaint in complaints.items() if complaint}
-        return Leftovers({**dict.fromkeys(under_way.given, _BUSY), **stuck}, len(under_way.waiting))
+        stuck = {**dict.fromkeys(under_way.given, _BUSY), **stuck}
+        return Leftovers(stuck, len(under_way.waiting), len(self._dropped - under_way.ids))
 
     def _abort(self, *, late: bool) -> Unfinished:
         """Have the engines refuse what is under way when they come to it; return what that was.
@@ -88,6 +100,8 @@ class _Cleaning:
         under_way = self._slots.unfinished(direct=late)
         if theirs := under_way.ids - self._ours:
             self._client.abort(jobs=sorted(theirs), targets="all", block=False)
+        self._dropped |= theirs & self._abandoned
+        self._abandoned |= theirs  # one that is seen only once may just have ended, and the hub not know it yet
         return under_way
 
     def is_over(self, left: Leftovers) -> bool:

@@ -43,6 +43,12 @@ _DEFAULTS: dict[str, dict[str, dict[str, object]]] = {
     "ipengine_config.py": {},
 }
 
+#: What it comes to when the warden lacks something.
+_WITHOUT = {
+    "pidfd": "the end of pytest is noticed by its pipe, or half a second later",
+    "child subreaper": "a process is found by its parents or its mark, and not when it has lost both",
+}
+
 #: What every engine loads at its start: its heart, and the stock that it goes back to between tests.
 _EXTENSIONS = ("pytest_ipcluster.hearts.agent", "pytest_ipcluster.cluster.renewal")
 
@@ -87,6 +93,13 @@ class RunFolder:
         warden does not answer.
         """
         return cls(Guard(grace=grace) if os.name == "posix" else None)
+
+    @property
+    def limits(self) -> list[str]:
+        """What this system does not offer to see that nothing is left behind, a line each; empty on Linux."""
+        if self.guard is None:
+            return ["no warden here: nothing ends the cluster when pytest is killed"]
+        return [f"no {what} here: {_WITHOUT[what]}" for what in self.guard.missing]
 
     def keep_guarded(self) -> None:
         """Give the folder a new warden when its own has died. Raises ClusterError when that does not answer."""

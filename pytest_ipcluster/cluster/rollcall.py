@@ -19,6 +19,7 @@ from typing import Any
 import psutil
 
 from pytest_ipcluster.cluster.engines import Engine
+from pytest_ipcluster.cluster.files import read_json
 from pytest_ipcluster.cluster.processes import find, is_alive
 from pytest_ipcluster.cluster.runtime import Runtime
 from pytest_ipcluster.cluster.slots import Slots
@@ -108,7 +109,7 @@ class RollCall:
 
     def _children(self, controller: psutil.Process) -> dict[psutil.Process, str]:
         files = self.runtime.files
-        names = port_roles(files.client_connection() or {}, files.engine_connection())
+        names = port_roles(files.client_connection() or {}, read_json(files.engine_file) or {})
         try:
             children = [child for child in controller.children() if is_alive(child)]
         except psutil.NoSuchProcess:

@@ -36,16 +36,23 @@ class TimeLimits:
     """Stops the running test's timer while the cluster is worked on, and gives cluster tests a limit by default.
 
     ``limit`` is in seconds, 0 is none; ``source`` tells where it was given. ``clock`` must be that of the timers.
+    ``running`` is the timer that runs already: its test, its settings, and since when.
     """
 
-    def __init__(self, limit: float, source: str, clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(
+        self,
+        limit: float,
+        source: str,
+        clock: Callable[[], float] = time.monotonic,
+        running: tuple[pytest.Item, Settings, float] | None = None,
+    ) -> None:
         self._limit = limit
         self._told = (
             f"The limit of {limit:g} s is that of --ipcluster-timeout ({source}), for tests that use the cluster and "
             "have none of their own. To give this test its own: @pytest.mark.timeout(seconds)."
         )
         self._clock = clock
-        self._timer: _Timer | None = None
+        self._timer = None if running is None else _Timer(*running)
 
     # -- the timer of the running test -------------------------------------------------------------
 

@@ -15,8 +15,9 @@ class Event:
     """One thing that happened, at ``time`` (seconds of the log's monotonic clock).
 
     ``kind`` is a short word such as ``"new heart"``, ``"missed"``, ``"failed"``, ``"returned"``, ``"fault"``,
-    ``"undone"`` or ``"repaired"``; ``heart`` and ``slot`` say to whom, where that is known. ``seconds`` is how long it
-    took, where that was measured; of several things that were done at once only the first has it.
+    ``"undone"``, ``"repaired"`` or ``"limited"``; ``heart`` and ``slot`` say to whom, where that is known.
+    ``seconds`` is how long it took, where that was measured; of several things that were done at once only the first
+    has it.
     """
 
     time: float

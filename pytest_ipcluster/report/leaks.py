@@ -12,6 +12,7 @@ import logging
 import os
 import threading
 import time
+import uuid
 from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
@@ -146,12 +147,13 @@ def open_pools() -> None:
     """
     import zmq
 
+    address = f"inproc://{uuid.uuid4()}"  # a name that was used is free again only a while after
     near: zmq.Socket[bytes] = zmq.Context.instance().socket(zmq.PAIR)
     far: zmq.Socket[bytes] = zmq.Context.instance().socket(zmq.PAIR)
     with near, far:
         near.copy_threshold = 0
-        near.bind(f"inproc://pytest-ipcluster-{id(near)}")
-        far.connect(f"inproc://pytest-ipcluster-{id(near)}")
+        near.bind(address)
+        far.connect(address)
         near.send(b"warm", copy=False)
         far.recv()
 

@@ -10,7 +10,10 @@ from pytest_ipcluster.report.events import Event
 __all__ = ["TOLD", "Note", "notes_of", "section", "summary"]
 
 #: The kinds of events that are told.
-TOLD = ("repaired", "restarted", "retried")
+TOLD = ("repaired", "restarted", "retried", "dropped", "limited")
+
+#: The kinds that are not an earlier test's doing.
+_NOBODYS = ("retried", "limited")
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,10 +31,10 @@ class Note:
     after: str = ""
 
     def __str__(self) -> str:
-        what = "the cluster" if self.slot is None else f"slot {self.slot}"
+        slot = "" if self.slot is None else f" slot {self.slot}"
         took = "" if self.seconds is None else f" in {self.seconds:.2f} s"
         after = f", after {self.after}" if self.after else ""
-        return f"{self.kind} {what}{took}{after}: {self.text}"
+        return f"{self.kind}{slot}{took}{after}: {self.text}"
 
     @property
     def reason(self) -> str:
@@ -42,7 +45,7 @@ class Note:
 def notes_of(events: Iterable[Event], after: str = "") -> list[Note]:
     """Return a note for each event that is told; ``after`` is the test that came before: what needs repair is its."""
     told = [event for event in events if event.kind in TOLD]
-    return [Note(e.kind, e.detail, e.slot, e.seconds, "" if e.kind == "retried" else after) for e in told]
+    return [Note(e.kind, e.detail, e.slot, e.seconds, "" if e.kind in _NOBODYS else after) for e in told]
 
 
 def section(notes: Iterable[Note]) -> str:

@@ -139,6 +139,17 @@ def test_what_was_sent_directly_matters_only_to_an_engine_that_is_late():
     assert client.aborted == ["before"]
 
 
+def test_tasks_that_a_test_is_known_to_have_abandoned_are_counted_when_they_are_gone():
+    given = Unfinished(given={7: frozenset({"a", "b"})})
+    assert clean_engines(Client(Task()), Slots(given), 10, abandoned={"b", "c"}).dropped == 1
+
+
+def test_a_task_that_is_seen_once_may_have_ended_and_one_that_is_seen_twice_was_dropped():
+    once, twice = Unfinished(given={7: frozenset({"a", "b"})}), Unfinished(given={7: frozenset({"b"})})
+    assert clean(Client(Task()), 10, once).dropped == 0
+    assert clean(Client(Task()), 10, once, twice).dropped == 1
+
+
 def test_tasks_that_do_not_end_are_left():
     given = Unfinished(given={7: frozenset({"a"})}, waiting=frozenset({"b", "c"}))
     left = clean_engines(Client(Task()), Slots(given, for_ever=True), 0.05)

@@ -186,6 +186,22 @@ def test_a_folder_whose_warden_was_killed_gets_a_new_one():
     assert not folder.path.exists()
 
 
+def test_what_the_system_lacks_is_said(tmp_path, monkeypatch):
+    poorer = tmp_path / "poorer.py"
+    run = f"import runpy; runpy.run_path({str(guard_module._WARDEN)!r}, run_name='__main__')"
+    poorer.write_text("\n".join([*POORER.values(), run]))
+    monkeypatch.setattr(guard_module, "_WARDEN", poorer)
+    folder = RunFolder.guarded()
+    folder.remove()
+    assert [limit.split(":")[0] for limit in folder.limits] == ["no pidfd here", "no child subreaper here"]
+
+
+def test_a_folder_without_a_warden_says_so():
+    folder = RunFolder()
+    folder.remove()
+    assert len(folder.limits) == 1
+
+
 # -- the owner's end -----------------------------------------------------------------------------
 
 #: An owner that starts a child, and through it an orphan in a session of its own without any mark, says who is

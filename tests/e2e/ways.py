@@ -141,8 +141,8 @@ TIMEOUT = r"\+ Timeout \+"
 # The exit code of a run that Ctrl-C ends again while it ends is Python's own, or the signal's.
 INTERRUPTED_AGAIN = (2, -signal.SIGINT)
 
-# What becomes of the test whose cluster has lost a part is another test's claim.
-WITH_A_VERDICT = (0, 1)
+# How a test fails whose cluster has lost a part that no fault of the test has ended.
+DIED = r"UnexpectedDeathError: {} \(pid \d+\) died during .* killed by SIGKILL"
 
 FROM_WITHIN = [
     Ending("a test passes", (0,), "pass", told="1 passed"),
@@ -307,9 +307,9 @@ FROM_OUTSIDE = [
 ]
 
 CLUSTER = [
-    Ending("SIGKILL of ipcluster", WITH_A_VERDICT, act=kill_ipcluster, told="1 (passed|failed)"),
-    Ending("SIGKILL of the controller", WITH_A_VERDICT, act=kill_hub, told="1 (passed|failed)"),
-    Ending("SIGKILL of the warden", (1,), act=kill_warden, told="1 (passed|failed)"),
+    Ending("SIGKILL of ipcluster", (1,), act=kill_ipcluster, told=DIED.format("ipcluster")),
+    Ending("SIGKILL of the controller", (1,), act=kill_hub, told=DIED.format("the controller")),
+    Ending("SIGKILL of the warden", (1,), act=kill_warden, told=r"the warden \(pid \d+\)"),
     Ending(
         "SIGKILL, engines busy for ever",
         (-signal.SIGKILL,),

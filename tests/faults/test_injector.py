@@ -187,6 +187,39 @@ def test_closing_sees_off_what_was_told_to_die(injector, cluster):
     assert not is_alive(cluster.engines[0].process)
 
 
+@pytest.fixture
+def allowed(injector, monkeypatch):
+    """The slots of the engines that may die, and whether each was still alive when that was told."""
+    told = []
+    monkeypatch.setattr(injector, "_allow", lambda engine: told.append((engine.slot, is_alive(engine.process))))
+    return told
+
+
+def test_what_is_told_to_die_may_die_before_it_does(injector, allowed):
+    injector.kill(0)
+    injector.terminate([1, 2])
+    assert allowed == [(0, True), (1, True), (2, True)]
+
+
+def test_what_is_paused_may_not_die(injector, allowed):
+    with injector.expect(0, within=SOON):
+        injector.pause(0)
+    injector.resume(0)
+    assert allowed == []
+
+
+def test_what_died_as_expected_may_have_died(injector, cluster, allowed):
+    with injector.expect(1, within=SOON):
+        cluster.engines[1].process.kill()
+    assert allowed == [(1, False)]
+
+
+def test_what_died_though_a_pause_was_expected_may_not(injector, cluster, allowed):
+    with pytest.raises(AssertionError), injector.expect(1, cause="missed heartbeats", within=SOON):
+        cluster.engines[1].process.kill()
+    assert allowed == []
+
+
 def test_a_closed_injector_hears_nothing_more(injector, cluster, log):
     injector.close()
     mark = len(log)

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+
 import pytest
 
 from pytest_ipcluster.cluster import autopsy
-from pytest_ipcluster.errors import Death
+from pytest_ipcluster.deathwatch import DeathWatch
+from pytest_ipcluster.errors import ClusterError, Death
 
 # A cluster of which anybody dies when die() is called; it is told of at the next look.
 STUB = """
@@ -155,3 +158,91 @@ def test_several_deaths_are_one_error(run):
     result = run("def test_it(cluster):\n    die()\n    die()\ndef test_b(cluster): pass")
     result.assert_outcomes(passed=1, failed=1)
     assert told(result) == ["during test_it.py::test_it: exit code 3"] * 2
+
+
+# -- the cluster ---------------------------------------------------------------------------------
+
+
+class Roll:
+    """A roll that notes who is struck off."""
+
+    def __init__(self, slots="the slots"):
+        self.slots, self.struck, self.gone = slots, [], []
+
+    def missing(self):
+        return self.gone
+
+    def strike_slot(self, heart):
+        self.struck.append(heart)
+
+
+class Cluster(SimpleNamespace):
+    """A cluster of two engines."""
+
+    engines = (SimpleNamespace(slot=0, heart=b"0"), SimpleNamespace(slot=1, heart=b"1"))
+    launcher = ""
+    slots = "the slots"
+
+    def roll_call(self):
+        self.roll = Roll(self.slots)
+        return self.roll
+
+
+@pytest.fixture
+def looked(monkeypatch):
+    """Who was found dead, look by look."""
+    found = []
+    monkeypatch.setattr(autopsy, "post_mortem", lambda _, missing: found.append(missing[:]) or ((), ()))
+    return found
+
+
+@pytest.mark.parametrize(
+    ("launcher", "struck"), [("", [b"1"]), ("local", [b"1"]), ("mpi", [b"0", b"1"]), ("slurm", [b"0", b"1"])]
+)
+def test_an_engine_may_die_alone_where_it_can_and_with_its_job_where_it_cannot(launcher, struck):
+    cluster, watch = Cluster(launcher=launcher), DeathWatch()
+    watch.begin(cluster)
+    watch.allow(cluster.engines[1])
+    assert cluster.roll.struck == struck
+
+
+def test_an_engine_that_the_plugin_ends_is_not_missed_but_one_that_was_dead_before_is(looked):
+    cluster, watch = Cluster(), DeathWatch()
+    watch.begin(cluster)
+    cluster.roll.gone = ["engine 1"]
+    watch.leaving(b"1")
+    assert (looked, cluster.roll.struck) == ([["engine 1"]], [b"1"])
+
+
+def test_without_a_cluster_nobody_is_missed(looked):
+    watch = DeathWatch()
+    watch.leaving(b"1")
+    watch.allow(Cluster.engines[1])
+    watch.end()
+    assert looked == []
+
+
+def test_a_cluster_that_the_test_has_restarted_is_called_anew(looked):
+    cluster, watch = Cluster(), DeathWatch()
+    watch.begin(cluster)
+    cluster.roll.gone = ["everybody"]
+    cluster.slots = "other slots"
+    watch.look()
+    assert looked == []
+    assert cluster.roll.slots == "other slots"
+
+
+def test_a_cluster_that_the_test_has_stopped_is_not_missed(looked):
+    class Stopped(Cluster):
+        @property
+        def slots(self):
+            if self.stopped:
+                raise ClusterError("the cluster is not running")
+            return "the slots"
+
+    cluster, watch = Stopped(stopped=False), DeathWatch()
+    watch.begin(cluster)
+    cluster.roll.gone = ["everybody"]
+    cluster.stopped = True
+    watch.look()
+    assert looked == []

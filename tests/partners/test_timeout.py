@@ -306,11 +306,17 @@ class TestWithoutPytestTimeout:
         assert [what for what, _ in inside.charged].count("test") == 1
 
     def test_it_can_be_switched_off(self, outside):
-        source = "def test_a(pytestconfig): assert not pytestconfig.pluginmanager.hasplugin('ipcluster-timeout')"
+        source = (
+            "def test_a(pytestconfig, _ipcluster_keeper):"
+            "    assert not pytestconfig.pluginmanager.hasplugin('ipcluster-timeout')"
+        )
         outside(source, "-p", "no:timeout", "--ipcluster-timeout=1").assert_outcomes(passed=1)
 
     def test_it_is_met_where_it_is_installed(self, outside):
-        source = "def test_a(pytestconfig): assert pytestconfig.pluginmanager.hasplugin('ipcluster-timeout')"
+        source = (
+            "def test_a(pytestconfig, _ipcluster_keeper):"
+            "    assert pytestconfig.pluginmanager.hasplugin('ipcluster-timeout')"
+        )
         outside(source).assert_outcomes(passed=1)
 
 
@@ -323,7 +329,10 @@ import contextlib, time
 import pytest_ipcluster.keeper
 
 class Keeper:
+    events = cluster = folder = None
     def __init__(self, *_): pass
+    def allow_restart(self): pass
+    def renew(self, shape): pass
     def watch(self, item): return contextlib.nullcontext()
     def provide(self, shape, config): time.sleep({seconds})  # a start that takes as long as this
     def close(self): time.sleep({seconds})  # a stop that takes as long as this
