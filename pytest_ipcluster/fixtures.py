@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, ExitStack, nullcontext
 from typing import TYPE_CHECKING
@@ -49,7 +50,8 @@ def _ipcluster_keeper(request: pytest.FixtureRequest) -> Iterator[Keeper]:
 
         config, items = request.config, request.session.items
         folders, tests = importable_folders(config, items), test_files(items)
-        keeper = config.stash[KEEPER] = Keeper(config.stash[SETTINGS], deaths_of(config), folders, tests)
+        boss = os.getppid() if hasattr(config, "workerinput") else None  # without pytest-xdist's main nobody listens
+        keeper = config.stash[KEEPER] = Keeper(config.stash[SETTINGS], deaths_of(config), folders, tests, boss=boss)
         guard = leaks_of(config)
         guard.follow(keeper)
     yield keeper

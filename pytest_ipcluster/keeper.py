@@ -37,16 +37,24 @@ class Keeper:
     """Provides the cluster of the shape that a test wants, and keeps it in that shape.
 
     ``deaths`` watches the cluster's processes; ``importable`` are the folders that functions sent to the engines may be
-    imported from; ``tests`` are the files of the tests, whose modules engines import anew for each test.
+    imported from; ``tests`` are the files of the tests, whose modules engines import anew for each test; ``boss`` is
+    the pid of a process without which this one is as good as gone.
     """
 
     def __init__(
-        self, settings: Settings, deaths: DeathWatch, importable: Iterable[str], tests: Iterable[str] = ()
+        self,
+        settings: Settings,
+        deaths: DeathWatch,
+        importable: Iterable[str],
+        tests: Iterable[str] = (),
+        *,
+        boss: int | None = None,
     ) -> None:
         self._settings = settings
         self.deaths = deaths
         self._importable = tuple(importable)
         self._tests = tuple(tests)
+        self._boss = boss
         self._shape = settings.shape
         self._kind: tuple[object, ...] = ()
         self._failed: dict[tuple[Shape, tuple[object, ...]], ClusterError] = {}
@@ -102,7 +110,8 @@ class Keeper:
         from pytest_ipcluster.cluster.profile import EngineSetup, RunFolder
 
         # Engines on other hosts are ended by ipcluster alone, which takes its time.
-        self._folder = RunFolder.guarded(_ORPHAN_GRACE if shape.engines == "local" else self._settings.kill_after)
+        grace = _ORPHAN_GRACE if shape.engines == "local" else self._settings.kill_after
+        self._folder = RunFolder.guarded(grace, self._boss)
         for limit in self._folder.limits:
             self.events.add("limited", detail=limit)
         try:
@@ -118,7 +127,9 @@ class Keeper:
                 engine_setup=EngineSetup(hearts.ping_url, hearts.pong_url, self._importable),
                 silent=True,
             )
-            self._upkeep = Upkeep(self._cluster, hearts, self._settings, self._tests, self._restart_once)
+            self._upkeep = Upkeep(
+                self._cluster, hearts, self._settings, self._tests, self.deaths.allow, self._restart_once
+            )
             self._bring_up(self._cluster)
         except BaseException:
             self.close()
@@ -268,6 +279,6 @@ def importable_folders(config: pytest.Config, items: Iterable[pytest.Item]) -> l
 
 
 def test_files(items: Iterable[pytest.Item]) -> list[str]:
-    """Return the files of the tests, by every name that an engine may know them by."""
-    paths = dict.fromkeys(item.path for item in items)
+    """Return the files of the tests that use the cluster, by every name that an engine may know them by."""
+    paths = dict.fromkeys(item.path for item in items if "ipcluster" in getattr(item, "fixturenames", ()))
     return list(dict.fromkeys(str(path) for given in paths for path in (given, given.resolve())))

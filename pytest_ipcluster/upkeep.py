@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from ipyparallel import Client
 
     from pytest_ipcluster.cluster.background import BackgroundCluster
+    from pytest_ipcluster.cluster.engines import Engine
     from pytest_ipcluster.hearts.thread import MonitorThread
 
 __all__ = ["Upkeep"]
@@ -26,8 +27,9 @@ _PATIENCE = 2.0
 class Upkeep:
     """Repairs and renews one cluster, and writes down what that took.
 
-    ``tests`` are the files whose modules engines import anew for each test. ``restart`` is called with the reason when
-    nothing else helps; it starts the same cluster again.
+    ``tests`` are the files whose modules engines import anew for each test. ``excuse`` is called with an engine that is
+    about to be replaced because of what a test has left there: if it dies of that, nobody else is to be blamed.
+    ``restart`` is called with the reason when nothing else helps; it starts the same cluster again.
     """
 
     def __init__(
@@ -36,11 +38,13 @@ class Upkeep:
         hearts: MonitorThread,
         settings: Settings,
         tests: Iterable[str],
+        excuse: Callable[[Engine], object],
         restart: Callable[[str], object],
     ) -> None:
         self._cluster = cluster
         self._hearts = hearts
         self._tests = tuple(tests)
+        self._excuse = excuse
         self._restart = restart
         self._timeout = settings.start_timeout
         self._heart_patience = _PATIENCE + settings.heart_misses * settings.heart_period / 1000
@@ -134,6 +138,9 @@ class Upkeep:
     def _replace_for(self, left: Leftovers, begun: float) -> None:
         if not left.stuck:
             return self._restart_for(left, begun)
+        for engine in self._cluster.engines:
+            if engine.slot in left.stuck:
+                self._excuse(engine)
         with self._or_restart(self._cluster.n):
             return self._replace(left.stuck, begun)
 

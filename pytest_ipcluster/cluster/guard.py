@@ -36,14 +36,18 @@ class Guard:
     """A running warden, and the private folder that it keeps.
 
     ``folder`` is one that an earlier warden has left, None for a new one; ``grace`` the seconds that what it has
-    started gets to end by itself once this process is gone. ``missing`` names what this system does not offer it.
+    started gets to end by itself once this process is gone; ``boss`` the pid of a process without which this one is
+    as good as gone. ``missing`` names what this system does not offer it.
     Good for any thread; in a forked child of this process it does nothing. Raises ClusterError when there is no warden
     to be had.
     """
 
-    def __init__(self, mark: str | None = None, folder: Path | None = None, grace: float = 1.0) -> None:
+    def __init__(
+        self, mark: str | None = None, folder: Path | None = None, grace: float = 1.0, boss: int | None = None
+    ) -> None:
         self.mark = mark or secrets.token_hex(16)
         self.grace = grace
+        self.boss = boss
         self._owner = os.getpid()
         self._lock = threading.RLock()
         self._heard = b""
@@ -65,6 +69,7 @@ class Guard:
             "parent": tempfile.gettempdir(),
             "folder": None if folder is None else str(folder),
             "grace": self.grace,
+            "boss": self.boss,
         }
         try:
             self._tell(hello)

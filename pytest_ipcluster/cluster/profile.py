@@ -86,13 +86,13 @@ class RunFolder:
             folder.mkdir(mode=0o700)
 
     @classmethod
-    def guarded(cls, grace: float = 1.0) -> RunFolder:
+    def guarded(cls, grace: float = 1.0, boss: int | None = None) -> RunFolder:
         """Return a new folder with a warden; without one where there are no POSIX processes, signals and pipes.
 
         Once this process is gone, ipcluster has ``grace`` seconds to end by itself. Raises ClusterError when the
         warden does not answer.
         """
-        return cls(Guard(grace=grace) if os.name == "posix" else None)
+        return cls(Guard(grace=grace, boss=boss) if os.name == "posix" else None)
 
     @property
     def limits(self) -> list[str]:
@@ -105,7 +105,7 @@ class RunFolder:
         """Give the folder a new warden when its own has died. Raises ClusterError when that does not answer."""
         if self.guard is not None and not self.guard.alive:
             self.guard.dismiss()
-            self.guard = Guard(self.mark, self.path, self.guard.grace)
+            self.guard = Guard(self.mark, self.path, self.guard.grace, self.guard.boss)
 
     def heart_urls(self) -> tuple[str, str]:
         """Return addresses for pings and pongs that only this user can reach.

@@ -42,7 +42,6 @@ _OF_SYS = (
     "excepthook",
 )
 
-
 #: What of IPython's shell is kept.
 _OF_SHELL = ("user_module", "user_ns", "execution_count")
 
@@ -77,24 +76,18 @@ def _contents(value: Any) -> Any:
 
 
 def _refill(value: Any, contents: Any) -> None:
-    """Let a container hold what it did; the environment name by name, since each change of it is a system call."""
+    """Let a container hold what it did; of the environment only what differs is set."""
     if contents is None:
         return
     if isinstance(value, list):
         value[:] = contents
-    elif isinstance(value, set):
+    elif isinstance(value, (dict, set)):
         value.clear()
         value.update(contents)
     else:
-        _reset(value, contents)
-
-
-def _reset(mapping: MutableMapping[Any, Any], contents: Mapping[Any, Any]) -> None:
-    for key in mapping.keys() - contents.keys():
-        del mapping[key]
-    for key, value in contents.items():
-        if key not in mapping or mapping[key] is not value:
-            mapping[key] = value
+        for key in value.keys() - contents.keys():
+            del value[key]
+        value.update({key: text for key, text in contents.items() if value.get(key) != text})
 
 
 def _umask() -> int:

@@ -3,9 +3,11 @@
 A script in a process of its own, for whatever happens to pytest must not happen to it. It imports nothing of
 ours; psutil comes with ipyparallel. It is told what to do by lines of JSON on its standard input:
 
-``{"owner": pid, "since": time, "mark": [name, value], "parent": folder, "folder": folder or null, "grace": seconds}``
+``{"owner": pid, "since": time, "mark": [name, value], "parent": folder, "folder": folder or null, "grace": seconds,
+"boss": pid or null}``
     The first line: for whom it works and since when that runs, the environment variable that marks what it owns,
-    where to make the private folder (or the one to take over), and how long what it started may take to end.
+    where to make the private folder (or the one to take over), how long what it started may take to end, and the
+    owner's parent if the owner is nothing without it.
 ``{"start": number, "command": [...], "environment": {...}, "output": file, "folder": folder}``
     Start a process. The answer is ``{"started": number, "pid": pid}`` or ``{"failed": number, "errno": ...}``.
 ``{"end": true}``
@@ -64,6 +66,7 @@ class Warden:
 
     def __init__(self, hello: dict[str, Any]) -> None:
         self.owner = int(hello["owner"])
+        self._boss: int | None = hello.get("boss")
         self.mark: tuple[str, str] = tuple(hello["mark"])
         self.grace = float(hello["grace"])
         self.children: dict[int, subprocess.Popen[bytes]] = {}
@@ -73,7 +76,7 @@ class Warden:
         self._unsaid = b""
         self._known: set[psutil.Process] = set()
         self._bell = self._hear_signals()
-        self._owner_fd = self._watch_owner()
+        self._owner_fds = self._watch_owner()
         self._adopt_orphans()
         self.folder = _private_folder(hello)
         self._lock = _sign(self.folder, {name: hello[name] for name in ("owner", "since", "mark")})
@@ -88,12 +91,18 @@ class Warden:
             signal.signal(getattr(signal, name), _ignore)
         return bell
 
-    def _watch_owner(self) -> int | None:
-        if hasattr(os, "pidfd_open"):
-            with contextlib.suppress(OSError):  # gone already: the parent's pid tells
-                return os.pidfd_open(self.owner)
-        self.missing.append("pidfd")
-        return None
+    def _watch_owner(self) -> list[int]:
+        """Return descriptors that tell when the owner, or the one that it is nothing without, is gone."""
+        found: list[int] = []
+        try:
+            found.append(os.pidfd_open(self.owner))
+            if self._boss is not None:
+                found.append(os.pidfd_open(self._boss))
+        except ProcessLookupError:  # gone already: the parent's pid tells, or the end of the input
+            return found
+        except (AttributeError, OSError):  # not every system has it
+            self.missing.append("pidfd")
+        return found
 
     def _adopt_orphans(self) -> None:
         if _prctl(_PR_SET_CHILD_SUBREAPER, 1) != 0:
@@ -120,12 +129,12 @@ class Warden:
         self._drain_bell()
         self.reap()
         self._speak()
-        if os.getppid() != self.owner or self._owner_fd in told:
+        if os.getppid() != self.owner or set(self._owner_fds) & set(told):
             return False
         return 0 not in told or self._obey(os.read(0, 65536))
 
     def _senses(self) -> list[int]:
-        return [fd for fd in (0, self._bell, self._owner_fd) if fd is not None]
+        return [0, self._bell, *self._owner_fds]
 
     def _drain_bell(self) -> None:
         with contextlib.suppress(BlockingIOError):

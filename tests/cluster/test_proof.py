@@ -175,4 +175,7 @@ def test_nothing_of_it_stays(controller):
     before = held()
     for _ in range(3):
         proven(controller)
-    assert held() == before
+    deadline = time.monotonic() + PATIENCE
+    while held() != before:  # the other end, which is in this process too, is a moment later to close
+        assert time.monotonic() < deadline
+        time.sleep(0.01)

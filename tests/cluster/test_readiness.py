@@ -81,7 +81,7 @@ def test_a_scheduler_that_hangs_is_named(unproven, channel):
 def test_nothing_is_left_queued(unproven, client):
     unproven.wait_for_engines()
     assert [client.queue_status(i)[key] for i in (0, 1) for key in ("queue", "tasks")] == [0, 0, 0, 0]
-    assert not unproven.slots.unfinished()
+    assert not unproven.slots.unfinished().ids
 
 
 def test_engines_are_proven_once(cluster, monkeypatch):

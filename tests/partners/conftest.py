@@ -44,7 +44,7 @@ def keeper_of(run: Run) -> type:  # noqa: C901 - one small class
         hearts = events = cluster = folder = None
         deaths = SimpleNamespace(allow=None)
 
-        def __init__(self, *_: object) -> None:
+        def __init__(self, *_: object, boss: int | None) -> None:  # noqa: ARG002
             run.note("keeper")
 
         def provide(self, shape, config):  # noqa: ARG002

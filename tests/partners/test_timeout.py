@@ -330,7 +330,7 @@ import pytest_ipcluster.keeper
 
 class Keeper:
     events = cluster = folder = None
-    def __init__(self, *_): pass
+    def __init__(self, *_, boss): pass
     def allow_restart(self): pass
     def renew(self, shape): pass
     def watch(self, item): return contextlib.nullcontext()

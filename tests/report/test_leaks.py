@@ -197,6 +197,10 @@ class TestInnocents:
             far.recv()
         assert settled(lambda: take_snapshot() - before) == NOTHING
 
+    def test_they_can_be_opened_again_at_once(self):
+        for _ in range(200):
+            open_pools()
+
 
 class TestSettling:
     def test_what_ends_meanwhile_is_not_left(self, stack):

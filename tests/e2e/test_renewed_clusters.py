@@ -8,7 +8,13 @@ import re
 def test_a_test_with_nothing_but_the_cluster_finds_its_engines_whatever_was_done_to_them(run):
     result = run(
         """
-        import os, signal, time, psutil, pytest
+        import os, signal, time, pytest
+        from pytest_ipcluster.cluster.processes import wait_gone
+
+        def stop_heart():
+            from pytest_ipcluster.hearts import agent
+            for heart in agent._beating.values():
+                heart.stop()
 
         @pytest.fixture
         def mine(ipcluster):
@@ -20,11 +26,18 @@ def test_a_test_with_nothing_but_the_cluster_finds_its_engines_whatever_was_done
 
         def test_kill(ipcluster):
             os.kill(ipcluster.engines[1].pid, signal.SIGKILL)
+            wait_gone([ipcluster.engines[1].process], 60)
         def test_after_kill(mine): pass
         def test_pause(ipcluster):
             os.kill(ipcluster.engines[0].pid, signal.SIGSTOP)
             while ipcluster.engines[0].state != "paused": time.sleep(0.001)
         def test_after_pause(mine): pass
+        def test_silence(ipcluster, heart_monitor):
+            client = ipcluster.client()
+            client[1].apply_async(stop_heart).get(60)
+            client.close()
+            while ipcluster.engines[1].heart in heart_monitor.hearts: time.sleep(0.01)
+        def test_after_silence(mine): pass
         def test_shrink(ipcluster):
             ipcluster.restore(1)
         def test_after_shrink(mine): pass
@@ -34,7 +47,7 @@ def test_a_test_with_nothing_but_the_cluster_finds_its_engines_whatever_was_done
             assert False, "to see the report"
         """
     )
-    result.assert_outcomes(passed=7, failed=1)
+    result.assert_outcomes(passed=8, failed=2)  # the kill, and the one that shows its report
     result.stdout.re_match_lines(
         [
             r"^-+ Captured ipcluster setup -+$",
@@ -42,6 +55,7 @@ def test_a_test_with_nothing_but_the_cluster_finds_its_engines_whatever_was_done
             r"^=+ ipcluster =+$",
             r"^repaired once in \d+\.\d\d s: the engine was dead$",
             r"^repaired once in \d+\.\d\d s: the engine was paused$",
+            r"^repaired once in \d+\.\d\d s: the engine's heart did not beat$",
             r"^repaired once in \d+\.\d\d s: there was no engine$",
             r"^restarted once in \d+\.\d\d s: it could not be repaired: .* not running",
         ]
@@ -85,6 +99,25 @@ def test_what_heart_failure_repairs_is_told_in_both_reports_and_counted_once(run
             r"^repaired 2 times in \d+\.\d\d s: the engine was dead$",
         ]
     )
+
+
+def test_tasks_that_nobody_waited_for_are_told_when_they_are_dropped(run):
+    result = run(
+        """
+        import time
+        def test_leaves(ipcluster_client):
+            view = ipcluster_client.load_balanced_view()
+            for _ in range(200):
+                view.apply_async(time.sleep, 0.05)
+        def test_next(ipcluster_client):
+            assert ipcluster_client.load_balanced_view().apply_async(abs, -1).get(60) == 1
+        """,
+        "-v",
+    )
+    result.assert_outcomes(passed=2)
+    told = r"^test_it.py::test_next: dropped in \S+ s, after \S+::test_leaves: \d+ tasks that a test had not waited for"
+    result.stdout.re_match_lines([told])
+    assert "repaired" not in str(result.stdout)
 
 
 def test_stock_is_taken_when_engines_start(run):
@@ -133,9 +166,11 @@ BREAK = """
 def test_a_restart_that_fails_errs_every_test_with_its_cause_and_is_not_tried_again(run):
     result = run(
         """
-        import os, pytest, signal
+        import pytest
+        from pytest_ipcluster.cluster.processes import wait_gone
         def test_kill(ipcluster, break_repairs):
-            os.kill(ipcluster.engines[0].pid, signal.SIGKILL)
+            ipcluster.engines[0].process.kill()
+            wait_gone([ipcluster.engines[0].process], 60)
         def test_one(ipcluster): pass
         def test_two(ipcluster_client): pass
         def test_three(heart_failure): pass
@@ -157,7 +192,7 @@ def test_a_restart_that_fails_errs_every_test_with_its_cause_and_is_not_tried_ag
         print(f"\\nlaunches: {len(launches)}")
 """,
     )
-    result.assert_outcomes(passed=2, errors=3)
+    result.assert_outcomes(passed=1, failed=1, errors=3)
     told = re.findall(
         r"^E +pytest_ipcluster.errors.ClusterStartError: .*no-such-argument", str(result.stdout), re.MULTILINE
     )
@@ -169,10 +204,11 @@ def test_a_restart_that_fails_errs_every_test_with_its_cause_and_is_not_tried_ag
 def test_workers_tell_what_they_repaired(run):
     result = run(
         """
-        import os, pytest, signal
+        import time, pytest
         @pytest.mark.parametrize("i", range(2))
-        def test_kill(ipcluster, i):
-            os.kill(ipcluster.engines[0].pid, signal.SIGKILL)
+        def test_pause(ipcluster, i):
+            ipcluster.engines[0].process.suspend()
+            while ipcluster.engines[0].state != "paused": time.sleep(0.001)
         def test_next(ipcluster_client): pass
         """,
         "-n2",
@@ -182,4 +218,4 @@ def test_workers_tell_what_they_repaired(run):
     result.assert_outcomes(passed=6)
     lines = [line for line in result.outlines if "repaired slot 0 in" in line]
     assert len(lines) == 4, lines
-    assert all("the engine was dead" in line for line in lines)
+    assert all("the engine was paused" in line for line in lines)
