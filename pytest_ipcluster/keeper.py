@@ -12,6 +12,7 @@ from pathlib import Path
 from traceback import format_exception
 from typing import TYPE_CHECKING
 
+from pytest_ipcluster.cluster.launchers import LOCAL, LOCAL_LAUNCHERS
 from pytest_ipcluster.errors import ClusterError, ClusterStartError
 from pytest_ipcluster.report.events import EventLog
 from pytest_ipcluster.settings import Settings, Shape
@@ -107,12 +108,13 @@ class Keeper:
 
     def _start(self, shape: Shape, config: Config) -> None:
         from pytest_ipcluster.cluster.background import BackgroundCluster
+        from pytest_ipcluster.cluster.forks import launcher_limits
         from pytest_ipcluster.cluster.profile import EngineSetup, RunFolder
 
         # Engines on other hosts are ended by ipcluster alone, which takes its time.
-        grace = _ORPHAN_GRACE if shape.engines == "local" else self._settings.kill_after
+        grace = _ORPHAN_GRACE if shape.engines in LOCAL_LAUNCHERS else self._settings.kill_after
         self._folder = RunFolder.guarded(grace, self._boss)
-        for limit in self._folder.limits:
+        for limit in [*self._folder.limits, *launcher_limits(shape.engines, self._folder.forkserver)]:
             self.events.add("limited", detail=limit)
         try:
             hearts = self._listen(*self._folder.heart_urls())
@@ -121,7 +123,7 @@ class Keeper:
                 n=shape.n,
                 private=shape.profile is None,
                 profile=shape.profile or "default",
-                launcher="" if shape.engines == "local" else shape.engines,
+                launcher="" if shape.engines == LOCAL else shape.engines,
                 extra_args=list(shape.extra_args),
                 cluster_config=config,
                 engine_setup=EngineSetup(hearts.ping_url, hearts.pong_url, self._importable),

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 import pytest
 
-from pytest_ipcluster.cluster.launchers import LOCAL, check_launcher
+from pytest_ipcluster.cluster.launchers import FORKSERVER, check_launcher
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -182,10 +182,11 @@ ARGS: Option[tuple[str, ...]] = Option(
 ENGINES = Option(
     "engines",
     metavar="NAME",
-    default=LOCAL,
+    default=FORKSERVER,
+    default_told=f"{FORKSERVER}; in a profile of yours what that says",
     convert=str,
     check=check_launcher,
-    help="engine launcher: a name that ipyparallel knows (local, mpi, slurm, ...) or an import path",
+    help="engine launcher: a name that ipyparallel knows (forkserver, local, mpi, slurm, ...) or an import path",
 )
 PROFILE: Option[str | None] = Option(
     "profile",

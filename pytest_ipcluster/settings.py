@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 
 from pytest_ipcluster import options
-from pytest_ipcluster.cluster.launchers import FAULTS, capabilities
+from pytest_ipcluster.cluster.launchers import FAULTS, LOCAL, capabilities
 
 __all__ = [
     "MARKER",
@@ -34,7 +34,7 @@ __all__ = [
 #: The marker's name, and the line about it that ``pytest --markers`` prints.
 MARKER = "ipcluster"
 MARKER_HELP = (
-    "ipcluster(*, n=2, extra_args=[], engines='local', requires=()): the cluster that the test, class or module "
+    "ipcluster(*, n=2, extra_args=[], engines='forkserver', requires=()): the cluster that the test, class or module "
     "runs on. n is the number of engines, extra_args are further arguments for 'ipcluster start', engines is "
     "the engine launcher; what is left out comes from the --ipcluster options. requires lists faults, of "
     f"{', '.join(map(repr, FAULTS))}: the test is skipped where the launcher's engines can't be hurt that way."
@@ -87,13 +87,12 @@ def read_settings(config: pytest.Config) -> Settings:
         sources[option.name] = found.source
         return found.value
 
+    profile, engines = value(options.PROFILE), value(options.ENGINES)
+    if profile is not None and sources[options.ENGINES.name] == options.DEFAULT:
+        engines = LOCAL  # or whatever the profile says
+
     return Settings(
-        shape=Shape(
-            n=value(options.N),
-            engines=value(options.ENGINES),
-            extra_args=value(options.ARGS),
-            profile=value(options.PROFILE),
-        ),
+        shape=Shape(n=value(options.N), engines=engines, extra_args=value(options.ARGS), profile=profile),
         heart_period=value(options.HEART_PERIOD),
         heart_misses=value(options.HEART_MISSES),
         start_timeout=value(options.START_TIMEOUT),

@@ -17,6 +17,8 @@ from traitlets.config import Config, SingletonConfigurable
 from pytest_ipcluster.cluster.diagnosis import tail
 from pytest_ipcluster.cluster.engines import Engine
 from pytest_ipcluster.cluster.files import ClusterFiles, profile_folder
+from pytest_ipcluster.cluster.forks import can_fork
+from pytest_ipcluster.cluster.launchers import FORKSERVER
 from pytest_ipcluster.cluster.ports import HeldPorts, names_ports
 from pytest_ipcluster.cluster.profile import (
     EngineSetup,
@@ -74,7 +76,8 @@ class BackgroundCluster(SingletonConfigurable):
     )
     launcher = Unicode(
         config=True,
-        help="The engine launcher, as in `ipcluster start --engines=NAME`; empty for its default.",
+        help="The engine launcher, as in `ipcluster start --engines=NAME`; empty for its default. Default: "
+        "'forkserver' in a private profile, else empty.",
     )
     cluster_config = Instance(
         Config,
@@ -110,6 +113,10 @@ class BackgroundCluster(SingletonConfigurable):
         with contextlib.suppress(Exception):
             return str(application.instance().profile)
         return "default"
+
+    @default("launcher")
+    def _fast_launcher(self) -> str:
+        return FORKSERVER if self.private else ""
 
     @default("ipcluster_cmd")
     def _ipcluster_of_this_python(self) -> list[str]:
@@ -192,16 +199,20 @@ class BackgroundCluster(SingletonConfigurable):
         folder = self._folder = self._given_folder or RunFolder.guarded()
         folder.keep_guarded()
         arguments: list[str] = []
+        forking = self.launcher == FORKSERVER and folder.guard is not None and can_fork(folder.forkserver)
         if self.private:
             self._files = ClusterFiles(folder.profile, folder.cluster_id)
             ports = self._ports = HeldPorts()
-            write_profile(folder.profile, self.engine_setup, folder.cards, self.cluster_config, ports.numbers)
+            write_profile(
+                folder.profile, self.engine_setup, folder.cards, self.cluster_config, ports.numbers, forking=forking
+            )
         else:
             self._files = ClusterFiles(profile_folder(self.profile), _cluster_id(self.extra_args, folder.cluster_id))
             self._named_arguments, arguments = named_profile_arguments(
                 folder, self.engine_setup, self._files.profile, self.extra_args
             )
-        self._runtime = Runtime(self.command, folder, self._files, child_environment(folder, private=self.private))
+        environment = child_environment(folder, private=self.private)
+        self._runtime = Runtime(self.command, folder, self._files, environment, forking=forking)
         self._slots = Slots(self._runtime, arguments)
         self.msg(f"Starting ipcluster: {' '.join(self.command)}")
         self._runtime.launch()

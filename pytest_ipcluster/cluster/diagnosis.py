@@ -89,11 +89,11 @@ def engines_lost(output: Path) -> str:
     return next((what for sign, what in _ENGINELESS.items() if re.search(sign, text)), "")
 
 
-def not_recognized(output: Path, arguments: Iterable[str]) -> str:
-    """Return ipcluster's own warning about one of these arguments that names a setting which does not exist.
+def not_recognized(said: str, arguments: Iterable[str]) -> str:
+    """Return ipcluster's or the controller's warning about one of these arguments: it names a setting that is none.
 
     Other settings of this kind come from a profile's files, and those may be meant for another version.
     """
     names = {argument.split("=", 1)[0].rpartition(".")[2] for argument in arguments}
-    found = _NOT_RECOGNIZED.finditer(tail(output, sys.maxsize))
+    found = _NOT_RECOGNIZED.finditer(said)
     return next((warning[0] for warning in found if warning["name"] in names), "")

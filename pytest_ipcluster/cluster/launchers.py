@@ -6,17 +6,23 @@ third parties install, so a launcher of somebody else's is known as soon as it i
 
 from __future__ import annotations
 
-__all__ = ["FAULTS", "LOCAL", "capabilities", "check_launcher", "known_launchers"]
+__all__ = ["FAULTS", "FORKSERVER", "LOCAL", "LOCAL_LAUNCHERS", "capabilities", "check_launcher", "known_launchers"]
 
 LOCAL = "local"
+#: Local engines that are forked from a process that has imported everything; the local launcher where that can't be.
+FORKSERVER = "forkserver"
 
 #: What can be done to an engine on purpose, in the order in which messages list it.
 FAULTS = ("kill", "terminate", "pause")
+
+#: Launchers whose engines are processes of this host, each for itself.
+LOCAL_LAUNCHERS = (FORKSERVER, LOCAL)
 
 _GROUP = "ipyparallel.engine_launchers"
 
 _CAPABILITIES = {
     LOCAL: frozenset(FAULTS),
+    FORKSERVER: frozenset(FAULTS),
     # One rank that dies takes the whole MPI job along: nothing that ends a rank can be aimed at one engine.
     "mpi": frozenset({"pause"}),
 }

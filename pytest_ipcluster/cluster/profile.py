@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from pytest_ipcluster.cluster.guard import Guard
+from pytest_ipcluster.cluster.launchers import FORKSERVER
 from pytest_ipcluster.cluster.processes import MARK
 from pytest_ipcluster.errors import ClusterStartError
 
@@ -38,7 +39,7 @@ _DEFAULTS: dict[str, dict[str, dict[str, object]]] = {
         # An engine counts as registered at the hub's second heartbeat, so this period governs the start: 3 s by
         # default. An engine that the hub has dropped never comes back, so a paused one may miss 30 s of beats
         # before that happens.
-        "HeartMonitor": {"period": 100, "max_heartmonitor_misses": 300},
+        "HeartMonitor": {"period": 50, "max_heartmonitor_misses": 600},
     },
     "ipengine_config.py": {},
 }
@@ -82,6 +83,7 @@ class RunFolder:
         self.cards = self.path / "cards"
         self.logs = self.path / "log"
         self.output = self.logs / "ipcluster.log"
+        self.forkserver = self.path / "fork"
         for folder in (self.ipython, self.profile, self.cards, self.logs):
             folder.mkdir(mode=0o700)
 
@@ -125,16 +127,25 @@ class RunFolder:
 
 
 def write_profile(
-    folder: Path, setup: EngineSetup, cards: Path, extra: Mapping[str, Any], ports: Sequence[int] = ()
+    folder: Path,
+    setup: EngineSetup,
+    cards: Path,
+    extra: Mapping[str, Any],
+    ports: Sequence[int] = (),
+    *,
+    forking: bool = False,
 ) -> None:
     """Write the three configuration files of a private profile.
 
-    ``extra`` (class name to trait name to value, plain literals) is the user's and stands behind our defaults.
+    ``extra`` (class name to trait name to value, plain literals) is the user's and stands behind our defaults. With
+    ``forking`` the controller is the forkserver's, too.
     """
     for name, defaults in _DEFAULTS.items():
         lines = ["c = get_config()"]
         if ports and name == "ipcontroller_config.py":
             lines.append(f"c.IPController.ports = {list(ports)}")
+        if forking and name == "ipcluster_config.py":
+            lines.append(f"c.Cluster.controller_launcher_class = {FORKSERVER!r}")
         for section, traits in [*defaults.items(), *extra.items()]:
             lines += [f"c.{section}.{trait} = {_literal(section, trait, value)}" for trait, value in traits.items()]
         if name == "ipengine_config.py":

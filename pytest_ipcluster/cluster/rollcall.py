@@ -99,6 +99,9 @@ class RollCall:
             yield Member("warden", guard.process)
         if (ipcluster := find(self.runtime.process.pid)) is not None:
             yield Member("ipcluster", ipcluster, output)
+        server = self.runtime.forkserver
+        if server is not None and (process := find(server.pid)) is not None and is_alive(process):
+            yield Member("forkserver", process, self.runtime.folder.logs / "forkserver.log")
         role = self.runtime.roles().controller
         controller = find(role.pid) if role is not None and role.pid is not None else None
         if role is None or controller is None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import subprocess
+import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -11,6 +12,8 @@ from pathlib import Path
 import psutil
 
 from pytest_ipcluster.cluster.files import ClusterFiles
+from pytest_ipcluster.cluster.forks import SOCKET, NoForkError, fork
+from pytest_ipcluster.cluster.guard import ForkedChild
 from pytest_ipcluster.cluster.hub import Hub, HubSilentError
 from pytest_ipcluster.cluster.processes import carries, descendants, find, is_alive, marked
 from pytest_ipcluster.cluster.profile import RunFolder
@@ -29,16 +32,26 @@ _LOOK_EVERY = 0.25
 class Runtime:
     """One ipcluster: ``files`` is what it writes, ``folder`` our private folder, ``process`` its Popen object.
 
-    ``command`` is the Popen list, ``environment`` the children's whole environment.
+    ``command`` is the Popen list, ``environment`` the children's whole environment; ``forking`` says that there is a
+    forkserver beside it.
     """
 
     def __init__(
-        self, command: Sequence[str], folder: RunFolder, files: ClusterFiles, environment: Mapping[str, str]
+        self,
+        command: Sequence[str],
+        folder: RunFolder,
+        files: ClusterFiles,
+        environment: Mapping[str, str],
+        *,
+        forking: bool = False,
     ) -> None:
         self.command = list(command)
         self.folder = folder
         self.files = files
         self._environment = dict(environment)
+        self._forking = forking
+        #: The forkserver; None where there is none.
+        self.forkserver: subprocess.Popen[bytes] | None = None
         self._known: set[psutil.Process] = set()
         self._children: list[subprocess.Popen[bytes]] = []
         #: What was found to be gone that no repair brings back, in words; empty while nothing is.
@@ -51,7 +64,16 @@ class Runtime:
         self.files.create_folders()
         self.folder.output.unlink(missing_ok=True)  # what an earlier run in this folder said is no news
         self._launched_at = time.monotonic()
-        self._process = self.spawn(self.command, self.folder.output)
+        told = self._start_forkserver() if self._forking else {}
+        self._process = self.spawn(self.command, self.folder.output, told)
+
+    def _start_forkserver(self) -> dict[str, str]:
+        """Start the forkserver, which imports while ipcluster does; return how ipcluster learns of it."""
+        path = self.folder.forkserver
+        path.unlink(missing_ok=True)
+        command = [sys.executable, "-m", "pytest_ipcluster.cluster.forkserver", str(path)]
+        self.forkserver = self.spawn(command, self.folder.logs / "forkserver.log")
+        return {SOCKET: str(path)}
 
     @property
     def process(self) -> subprocess.Popen[bytes]:
@@ -74,6 +96,24 @@ class Runtime:
             child = guard.spawn(command, output, environment) if guard else _spawn(command, output, environment)
         except OSError as error:
             raise _cannot_run(command, error) from error
+        return self._keep(child)
+
+    def spawn_module(
+        self, module: str, arguments: Sequence[str], output: Path, environment: Mapping[str, str]
+    ) -> subprocess.Popen[bytes]:
+        """Have ``python -m module`` run as a process of this cluster, forked where that is possible."""
+        command = [sys.executable, "-m", module, *arguments]
+        if self.forkserver is None or self.folder.guard is None:
+            return self.spawn(command, output, environment)
+        try:
+            child = fork(self.folder.forkserver, module, arguments, {**self._environment, **environment}, output)
+        except NoForkError:  # a forkserver that is gone is missed at the next roll call
+            return self.spawn(command, output, environment)
+        return self._keep(ForkedChild(command, child, self.folder.guard))
+
+    def _keep(self, child: subprocess.Popen[bytes]) -> subprocess.Popen[bytes]:
+        for earlier in self._children:
+            earlier.poll()  # one that has ended lets go of what it was watched by
         self._children.append(child)
         self._know(child.pid)
         return child

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import subprocess
-import sys
 import time
 from collections.abc import Callable, Collection, Iterable, Sequence
 from contextlib import ExitStack, closing
@@ -287,13 +286,13 @@ class Slots:
         runtime = self._runtime
         self._starts += 1
         log = runtime.folder.logs / f"engine-{slot}-{self._starts}.log"
-        command = [sys.executable, "-m", "ipyparallel.engine", f"--IPEngine.id={slot}", *self._arguments]
+        arguments = [f"--IPEngine.id={slot}", *self._arguments]
         environment = {
             "IPP_PROFILE_DIR": str(runtime.files.profile),
             "IPP_CLUSTER_ID": runtime.files.cluster_id,
             "IPP_CONNECTION_INFO": json.dumps(runtime.files.engine_connection()),
         }
-        process = runtime.spawn(command, log, environment)
+        process = runtime.spawn_module("ipyparallel.engine", arguments, log, environment)
         self._logs[process.pid] = log
         return _Start(slot, process, log)
 

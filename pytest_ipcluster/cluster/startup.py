@@ -73,11 +73,10 @@ class StartWatch:
         self._controller = roles.controller or self._controller
         if self._process.poll() is not None:
             raise self._end(f"ipcluster ended with exit code {self._process.returncode}")
-        if unknown := not_recognized(self._output, self._command):
-            raise self.error(unknown)
         for role in roles:
             self._open_log(role)
             self._check_role(role)
+        self._check_arguments()
         if roles.controller is not None:
             self._check_schedulers(roles.controller)
         elif self._controller is not None:
@@ -85,6 +84,12 @@ class StartWatch:
         if not roles.engines and (lost := engines_lost(self._output)):
             raise self.error(lost)
         return roles
+
+    def _check_arguments(self) -> None:
+        """ipcluster repeats what the controller says, but a tenth of a second later: so both are read."""
+        log = self._controller.log if self._controller else None
+        if unknown := not_recognized(tail(self._output, sys.maxsize) + self._read(log), self._command):
+            raise self.error(unknown)
 
     def _open_log(self, role: Role) -> None:
         """Open a log while it is there: when its controller has failed, ipcluster removes what that has written."""
@@ -139,7 +144,7 @@ class StartWatch:
             command=self._command,
             returncode=self._process.poll(),
             log=text,
-            advice=advice(text, _look_at(cause)),
+            advice=advice(cause, "") or advice(text, _look_at(cause)),
             port_lost=port_is_taken(self._controllers_words()),
         )
 

@@ -57,6 +57,9 @@ _AGAIN = 0.01
 #: What a system calls by two names for the same start time may differ by so many seconds, as clocks are corrected.
 _SAME_START = 2.0
 
+#: Launchers whose processes run here, by the names that ipcluster writes down; some versions write the class instead.
+_LOCAL_LAUNCHERS = ("local", "forkserver")
+
 #: The file in the private folder that tells the next run's warden whose it is. It is locked while its warden lives.
 OWNER_FILE = "owner.json"
 
@@ -266,7 +269,8 @@ def _filed(path: Path, started_at: float) -> Iterator[psutil.Process]:
 
 def _local_pids(content: dict[str, Any]) -> Iterator[int]:
     for part in (content.get("controller") or {}, content.get("engines") or {}):
-        if "launcher.Local" not in str(part.get("class")):
+        name = str(part.get("class"))
+        if name not in _LOCAL_LAUNCHERS and "launcher.Local" not in name:
             continue
         states = [part.get("state") or {}]
         for engines in (part.get("sets") or {}).values():

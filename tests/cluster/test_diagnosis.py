@@ -93,6 +93,5 @@ WARNING = f"{STAMP} [IPController] WARNING | Config option `nosuch` not recogniz
         (["--n=2", "--HeartMonitor.period=1"], ""),
     ],
 )
-def test_a_setting_that_does_not_exist_is_told_when_it_is_an_argument(tmp_path, arguments, expected):
-    (tmp_path / "log").write_text(f"{STAMP} news\n{WARNING}\n{STAMP} more\n")
-    assert not_recognized(tmp_path / "log", arguments) == expected
+def test_a_setting_that_does_not_exist_is_told_when_it_is_an_argument(arguments, expected):
+    assert not_recognized(f"{STAMP} news\n{WARNING}\n{STAMP} more\n", arguments) == expected

@@ -79,8 +79,8 @@ def test_the_start_waits_for_nothing(folder):
 
 def test_the_hub_beats_fast_and_is_patient(folder):
     config = load(written(folder), "ipcontroller").HeartMonitor
-    assert config.period == 100
-    assert config.max_heartmonitor_misses == 300
+    assert config.period == 50
+    assert config.max_heartmonitor_misses == 600
 
 
 def test_engines_load_the_agent_with_its_settings(folder):

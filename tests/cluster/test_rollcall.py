@@ -90,9 +90,9 @@ def by_role(roll, role):
 
 def test_every_process_of_a_cluster_is_called_once_by_its_role(roll, cluster):
     roles = [(member.role, member.slot) for member in roll.members]
-    assert roles[:3] == [("warden", None), ("ipcluster", None), ("controller", None)]
-    assert sorted(roles[3:11]) == sorted((part, None) for part in PARTS)
-    assert roles[11:] == [("engine", 0), ("nanny", 0), ("engine", 1), ("nanny", 1)]
+    assert roles[:4] == [("warden", None), ("ipcluster", None), ("forkserver", None), ("controller", None)]
+    assert sorted(roles[4:12]) == sorted((part, None) for part in PARTS)
+    assert roles[12:] == [("engine", 0), ("nanny", 0), ("engine", 1), ("nanny", 1)]
     family = {cluster.folder.guard.process, *cluster.folder.guard.process.children(recursive=True)}
     assert {member.process for member in roll.members} == family
 

@@ -78,7 +78,7 @@ def test_only_the_owner_can_read_what_connects_to_the_cluster(cluster):
 
 
 def test_everything_listens_on_loopback(cluster):
-    family = {cluster.process.pid, *(p.pid for p in psutil.Process(cluster.process.pid).children(recursive=True))}
+    family = {process.pid for process in cluster.folder.guard.process.children(recursive=True)}
     listening = [
         connection.laddr.ip
         for connection in psutil.net_connections("tcp")

@@ -266,7 +266,7 @@ class TestTelling:
         hall.give("environment", "heart_misses", "5")
         lines = [line for line in hall.run("--ipcluster-n=4").outlines if line.startswith("ipcluster:")]
         assert lines == [
-            "ipcluster: 4 engines (local); a heartbeat every 100 ms, 5 missed is a failure; n from command line; "
+            "ipcluster: 4 engines (forkserver); a heartbeat every 100 ms, 5 missed is a failure; n from command line; "
             "heart_misses from environment variable PYTEST_IPCLUSTER_HEART_MISSES"
         ]
 

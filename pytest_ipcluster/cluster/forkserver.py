@@ -1,0 +1,355 @@
+"""The forkserver: one process that has ipyparallel imported and forks engines, and the controller, on request.
+
+Run as ``python -m pytest_ipcluster.cluster.forkserver SOCKET``. It listens on that Unix socket from its first moment,
+imports what engines and controllers import, and then takes one request per connection, a line of JSON:
+
+``{"run": "ipyparallel.engine", "arguments": [...], "environment": {...}, "folder": folder, "output": file}``
+    Fork a process that goes on as ``python -m ipyparallel.engine`` with these arguments would. The answer is
+    ``{"pid": pid}``, later ``{"ended": code}`` (as ``Popen.returncode`` tells it), and the connection is closed;
+    or ``{"refused": reason}``.
+
+A fork copies the memory of its parent and only the thread that asked for it, so this process has one thread, no zmq
+context and no event loop; what it does have, two kinds of descriptors, is closed in the child before anything else.
+``multiprocessing``'s forkserver is where the idea comes from; its own can't be used, because it runs functions, not
+programs, and keeps their exit codes to itself.
+
+An engine's nanny is forked by the engine while that has one thread, too: at its very start. It waits for what the
+engine tells nannies on their standard input, and ends silently when that ends without a word.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import gc
+import importlib
+import io
+import json
+import os
+import pickle
+import runpy
+import selectors
+import signal
+import socket
+import sys
+import threading
+import time
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any, NoReturn
+
+#: What can be forked.
+MODULES = ("ipyparallel.engine", "ipyparallel.controller")
+
+#: Variables that a program looks at only when it starts, or when it imports: a fork comes too late for them.
+_TOO_LATE = ("PYTHON", "LD_", "LC_", "LANG", "MALLOC_", "GLIBC_")
+
+#: What a running engine or nanny has imported; the packages' own imports bring most of it.
+_OF_ENGINES = (
+    "ipyparallel.engine.app",
+    "ipykernel.debugger",
+    "IPython.core.completerlib",
+    "IPython.core.oinspect",
+    "IPython.extensions.storemagic",
+    "encodings.idna",
+    "tornado.platform.asyncio",
+    "tornado.queues",
+    "pytest_ipcluster.cluster.renewal",
+    "pytest_ipcluster.hearts.agent",
+)
+
+#: What an engine sets before it imports the last of that.
+_ENGINES_SET = {"PYDEVD_DISABLE_FILE_VALIDATION": "1"}
+
+#: What a controller has imported.
+_OF_CONTROLLERS = ("ipyparallel.controller.app",)
+
+#: Nobody asks for more than this (bytes): an environment and a command line.
+_LONGEST_REQUEST = 4_000_000
+
+
+class Forkserver:
+    """Serves requests one after the other; ``listener`` is a bound and listening Unix socket."""
+
+    def __init__(self, listener: socket.socket) -> None:
+        self._listener = listener
+        self._selector = selectors.DefaultSelector()
+        self._selector.register(listener, selectors.EVENT_READ, self._accept)
+        self._heard: dict[socket.socket, bytes] = {}
+        self._children: dict[int, tuple[int, socket.socket]] = {}
+
+    def serve(self) -> dict[str, Any]:
+        """Serve until the process is ended. Only in a child does this return: with the request that it is there for."""
+        while True:
+            for key, _ in self._selector.select():
+                if (order := key.data(key.fileobj)) is not None:
+                    return dict(order)
+
+    def _accept(self, listener: socket.socket) -> None:
+        connection, _ = listener.accept()
+        connection.setblocking(False)
+        self._heard[connection] = b""
+        self._selector.register(connection, selectors.EVENT_READ, self._hear)
+
+    def _hear(self, connection: socket.socket) -> dict[str, Any] | None:
+        """Take in a part of a request; fork when it is whole."""
+        chunk = connection.recv(65536)
+        request = self._heard[connection] = self._heard[connection] + chunk
+        if not chunk or len(request) > _LONGEST_REQUEST:
+            self._hang_up(connection)
+        elif request.endswith(b"\n"):
+            self._selector.unregister(connection)
+            order = json.loads(request)
+            if reason := refusal(order):
+                self._say(connection, {"refused": reason})
+                self._hang_up(connection)
+            else:
+                return self._fork(order, connection)
+        return None
+
+    def _fork(self, order: dict[str, Any], connection: socket.socket) -> dict[str, Any] | None:
+        _flush()
+        pid = os.fork()
+        if pid == 0:
+            self._close_all()
+            return order
+        pidfd = os.pidfd_open(pid)
+        self._children[pidfd] = (pid, connection)
+        self._selector.register(pidfd, selectors.EVENT_READ, self._reap)
+        if not self._say(connection, {"pid": pid}):  # whoever asked has gone: nobody would know of the child
+            os.kill(pid, signal.SIGKILL)
+        return None
+
+    def _reap(self, pidfd: int) -> None:
+        pid, connection = self._children.pop(pidfd)
+        self._selector.unregister(pidfd)
+        os.close(pidfd)
+        _, status = os.waitpid(pid, 0)
+        self._say(connection, {"ended": os.waitstatus_to_exitcode(status)})
+        self._hang_up(connection)
+
+    def _say(self, connection: socket.socket, line: dict[str, Any]) -> bool:
+        try:
+            connection.sendall(json.dumps(line).encode() + b"\n")
+        except OSError:
+            return False
+        return True
+
+    def _hang_up(self, connection: socket.socket) -> None:
+        del self._heard[connection]
+        with contextlib.suppress(KeyError):  # not registered while its child runs
+            self._selector.unregister(connection)
+        connection.close()
+
+    def _close_all(self) -> None:
+        """In a child: close everything that is the server's."""
+        self._selector.close()
+        self._listener.close()
+        for connection in self._heard:
+            connection.close()
+        for pidfd in self._children:
+            os.close(pidfd)
+        self._heard, self._children = {}, {}
+
+
+def refusal(order: dict[str, Any]) -> str:
+    """Say why a fork could not do what this request asks for; empty when it can."""
+    if order["run"] not in MODULES:
+        return f"{order['run']} is not one of {', '.join(MODULES)}"
+    wanted = {name: value for name, value in order["environment"].items() if name.startswith(_TOO_LATE)}
+    mine = {name: value for name, value in os.environ.items() if name.startswith(_TOO_LATE)}
+    if different := sorted(name for name in {*wanted, *mine} if wanted.get(name) != mine.get(name)):
+        return f"{', '.join(different)} can't be changed after the start of a program"
+    return ""
+
+
+def unfit() -> str:
+    """Say why this process must not fork, now that everything is imported; empty when it may."""
+    if threading.active_count() > 1 or len(os.listdir("/proc/self/task")) > 1:
+        return f"something that is imported has started threads: {[thread.name for thread in threading.enumerate()]}"
+    return ""
+
+
+# -- in a child --------------------------------------------------------------------------------------
+
+
+def become(order: dict[str, Any], warmth: Warmth) -> None:
+    """Go on as the program that was asked for, in a session of its own."""
+    os.setsid()
+    _redirect(order["output"])
+    os.chdir(order["folder"])
+    os.environ.clear()
+    os.environ.update(order["environment"])
+    time.tzset()
+    _forget_randomness()
+    if not sys.flags.safe_path:
+        sys.path[0] = os.getcwd()
+    if order["run"] == "ipyparallel.engine":
+        os.environ.update(warmth.variables)
+        _unload(warmth.surplus)
+        PreparedNanny().offer()
+    sys.argv = ["", *order["arguments"]]
+    runpy.run_module(order["run"], run_name="__main__", alter_sys=True)
+
+
+def _redirect(output: str) -> None:
+    for path, flags, targets in (
+        (os.devnull, os.O_RDONLY, (0,)),
+        (output, os.O_WRONLY | os.O_CREAT | os.O_APPEND, (1, 2)),
+    ):
+        descriptor = os.open(path, flags, 0o666)
+        for target in targets:
+            os.dup2(descriptor, target)
+        os.close(descriptor)
+
+
+def _forget_randomness() -> None:
+    """Seed anew what was seeded at an import: Python's own generator does that by itself after a fork."""
+    if (numpy_random := sys.modules.get("numpy.random")) is not None:
+        numpy_random.seed()
+
+
+def _unload(names: Iterable[str]) -> None:
+    """Have these modules not been imported."""
+    for name in names:
+        del sys.modules[name]
+        package, _, module = name.rpartition(".")
+        if package in sys.modules and hasattr(sys.modules[package], module):
+            delattr(sys.modules[package], module)
+
+
+def _flush() -> None:
+    """Write what is in the buffers, which each fork would write again."""
+    for stream in (sys.stdout, sys.stderr):
+        if not stream.closed:
+            stream.flush()
+
+
+class PreparedNanny:
+    """The nanny of the engine that this process is going to be, forked while the process has one thread.
+
+    For the engine it is what the Popen object of a nanny is: ``pid``, ``stdin`` and ``stdout``.
+    """
+
+    def __init__(self) -> None:
+        told, tell = os.pipe()
+        hear, say = os.pipe()
+        _flush()
+        self.pid = os.fork()
+        if self.pid == 0:
+            os.close(tell)
+            os.close(hear)
+            _be_nanny(told, say)
+        os.close(told)
+        os.close(say)
+        self.stdin = os.fdopen(tell, "wb")
+        self.stdout = os.fdopen(hear, "rb")
+
+    def offer(self) -> None:
+        """Have the engine take this nanny instead of starting one; one that wants none sends it away."""
+        from ipyparallel.engine import app
+
+        start = app.IPEngine.start
+
+        def start_without(engine: Any) -> None:
+            if not engine.enable_nanny:
+                self.dismiss()
+            start(engine)
+
+        app.start_nanny = self.engage
+        app.IPEngine.start = start_without
+
+    def engage(self, **told: Any) -> tuple[str, PreparedNanny]:
+        """Do what ``ipyparallel.engine.nanny.start_nanny`` does, and return what it returns."""
+        self.stdin.write(pickle.dumps({**told, "pid": os.getpid()}))
+        self.stdin.close()
+        url = self.stdout.readline().decode().strip()
+        if not url:
+            os.kill(self.pid, signal.SIGTERM)
+            raise RuntimeError("nanny failed")
+        return url, self
+
+    def dismiss(self) -> None:
+        """Let it go: nobody needs it."""
+        self.stdin.close()
+        self.stdout.close()
+        os.waitpid(self.pid, 0)
+
+
+def _be_nanny(told: int, say: int) -> NoReturn:
+    """Wait for what the engine tells its nanny, and be that. Ends the process."""
+    os.setsid()
+    os.environ["PYTHONUNBUFFERED"] = "1"
+    os.dup2(told, 0)
+    os.close(told)
+    code = 1
+    try:
+        with os.fdopen(0, "rb") as engine:
+            words = engine.read()
+        code = _nanny(words, say) if words else 0
+    except SystemExit as error:
+        code = error.code if isinstance(error.code, int) else 1
+    except BaseException:
+        sys.excepthook(*sys.exc_info())
+    finally:
+        _flush()
+        os._exit(code)
+
+
+def _nanny(words: bytes, say: int) -> int:
+    from ipyparallel.engine.nanny import KernelNanny
+
+    os.dup2(say, 1)
+    os.close(say)
+    sys.stdout = io.TextIOWrapper(os.fdopen(1, "wb"), line_buffering=True)
+    KernelNanny.main(**pickle.loads(words), pipe=sys.stdout)  # noqa: S301 - from the engine, as ever
+    return 0
+
+
+# -- the process -------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Warmth:
+    """What the imports have brought that an engine would not have: modules; and would have: variables that they set."""
+
+    surplus: frozenset[str]
+    variables: dict[str, str]
+
+
+def warm_up() -> Warmth:
+    """Import what engines and controllers import, and keep the collector from touching it: forks share that memory.
+
+    What can't be imported here is left to those who need it, and who say what is wrong.
+    """
+    before = dict(os.environ)
+    os.environ.update({name: value for name, value in _ENGINES_SET.items() if name not in before})
+    _import(_OF_ENGINES)
+    variables = {name: value for name, value in os.environ.items() if before.get(name) != value}
+    os.environ.clear()
+    os.environ.update(before)
+    engines = set(sys.modules)
+    _import(_OF_CONTROLLERS)
+    gc.collect()
+    gc.freeze()
+    return Warmth(frozenset(set(sys.modules) - engines), variables)
+
+
+def _import(names: Iterable[str]) -> None:
+    for name in names:
+        with contextlib.suppress(ImportError):
+            importlib.import_module(name)
+
+
+def main() -> None:
+    """Listen, warm up, serve; and, in every child, go on as what was asked for."""
+    listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    listener.bind(sys.argv[1])
+    listener.listen(128)
+    warmth = warm_up()
+    if reason := unfit():
+        sys.exit(reason)
+    become(Forkserver(listener).serve(), warmth)
+
+
+if __name__ == "__main__":
+    main()
