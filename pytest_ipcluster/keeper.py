@@ -143,6 +143,8 @@ class Keeper:
         cluster.slots.leaving = self._forget
         self._maintained().wait_for_hearts()
         self.deaths.begin(cluster)
+        if cluster.unforked:
+            self.events.add("limited", detail=cluster.unforked)
 
     def _retry(self, error: ClusterStartError) -> None:
         """Write down that the start is tried again, and forget the engines of the first try."""

@@ -154,16 +154,14 @@ class LeakGuard:
         if cluster is None or cluster.process is None or os.getpid() != self._process:
             return set()
         try:
-            folder, engines = cluster.folder, cluster.engines
+            folder, engines, heads = cluster.folder, cluster.engines, cluster.heads
         except ClusterError:  # it has ended, and could not be started again
             return set()
-        from pytest_ipcluster.cluster.processes import find
-
         self._roles.update({engine.pid: f"engine {engine.slot}" for engine in engines})
         warden = folder.guard.process if folder.guard else None
         if warden is not None:
             self._roles[warden.pid] = "the warden, which adopts orphans"
-        return self._census(folder).strays(find(cluster.process.pid), engines, warden)
+        return self._census(folder).strays(heads, engines, warden)
 
     def _census(self, folder: RunFolder) -> Census:
         from pytest_ipcluster.cluster.census import Census

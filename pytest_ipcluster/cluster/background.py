@@ -337,6 +337,16 @@ class BackgroundCluster(SingletonConfigurable):
         """Put new engines into these slots, whatever the old ones do. Raises :class:`RepairError` when that fails."""
         return self.slots.replace(slots, timeout)
 
+    @property
+    def unforked(self) -> str:
+        """Why engines were started one by one although they were to be forked; empty when they were not."""
+        return self._running().unforked
+
+    @property
+    def heads(self) -> tuple[psutil.Process, ...]:
+        """ipcluster and the forkserver: what either has started is the cluster's own, unless an engine is between."""
+        return self._running().heads
+
     def owns(self, process: psutil.Process) -> bool:
         """Tell whether this process was started for this cluster: the very process, not another one with its pid."""
         return self._running().owns(process)

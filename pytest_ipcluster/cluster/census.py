@@ -1,7 +1,7 @@
 """Which processes tasks have left behind: whatever belongs to a cluster and is none of its own.
 
-Own are ipcluster, what it starts except through engines, the engines and their nannies. What an engine starts is
-not, unless it is the engine's nanny.
+Own are ipcluster and the forkserver, what they start except through engines, the engines and their nannies. What an
+engine starts is not, unless it is the engine's nanny.
 """
 
 from __future__ import annotations
@@ -37,19 +37,22 @@ class Census:
         self._foster: psutil.Process | None = None
 
     def strays(
-        self, ipcluster: psutil.Process | None, engines: Iterable[Engine], foster: psutil.Process | None = None
+        self,
+        heads: Collection[psutil.Process | None],
+        engines: Iterable[Engine],
+        foster: psutil.Process | None = None,
     ) -> set[psutil.Process]:
         """Return the living processes of the cluster that are none of its own.
 
-        What was its own at an earlier look stays so: the children of a controller that has died, for example.
-        Orphans are children of ``foster``.
+        Own are the ``heads``, ipcluster and the forkserver, and what they start. What was its own at an earlier look
+        stays so: the children of a controller that has died, for example. Orphans are children of ``foster``.
         """
         self._foster = foster
         self._count()
         guests = {process for engine in engines for process in (engine.process, engine.nanny) if process is not None}
         self._engines = (self._engines | guests) & self._family
-        heads = {ipcluster, *self._engines}
-        self._own |= {process for process in self._family - self._own if self._is_own(process, heads)}
+        all_heads = {*heads, *self._engines}
+        self._own |= {process for process in self._family - self._own if self._is_own(process, all_heads)}
         return {process for process in self._family - self._own if is_alive(process) and not _is_helper(process)}
 
     def alive(self) -> set[psutil.Process]:

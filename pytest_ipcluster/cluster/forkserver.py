@@ -6,7 +6,7 @@ imports what engines and controllers import, and then takes one request per conn
 ``{"run": "ipyparallel.engine", "arguments": [...], "environment": {...}, "folder": folder, "output": file}``
     Fork a process that goes on as ``python -m ipyparallel.engine`` with these arguments would. The answer is
     ``{"pid": pid}``, later ``{"ended": code}`` (as ``Popen.returncode`` tells it), and the connection is closed;
-    or ``{"refused": reason}``.
+    or ``{"refused": reason}``. Every end is also a line ``{"ended": pid, "code": code}`` of the standard output.
 
 A fork copies the memory of its parent and only the thread that asked for it, so this process has one thread, no zmq
 context and no event loop; what it does have, two kinds of descriptors, is closed in the child before anything else.
@@ -124,7 +124,9 @@ class Forkserver:
         self._selector.unregister(pidfd)
         os.close(pidfd)
         _, status = os.waitpid(pid, 0)
-        self._say(connection, {"ended": os.waitstatus_to_exitcode(status)})
+        code = os.waitstatus_to_exitcode(status)
+        os.write(1, json.dumps({"ended": pid, "code": code}).encode() + b"\n")
+        self._say(connection, {"ended": code})
         self._hang_up(connection)
 
     def _say(self, connection: socket.socket, line: dict[str, Any]) -> bool:

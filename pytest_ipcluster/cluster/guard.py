@@ -18,11 +18,10 @@ from typing import Any
 
 import psutil
 
-from pytest_ipcluster.cluster.forks import Fork
 from pytest_ipcluster.cluster.processes import MARK, find, is_alive, send_signal
 from pytest_ipcluster.errors import ClusterError
 
-__all__ = ["Child", "ForkedChild", "Guard"]
+__all__ = ["UNKNOWN", "Child", "Guard"]
 
 _WARDEN = Path(__file__).with_name("warden.py")
 
@@ -30,7 +29,7 @@ _WARDEN = Path(__file__).with_name("warden.py")
 _ANSWERS_WITHIN = 30.0
 
 #: What a child is said to have ended with when nobody could tell, since its warden was gone.
-_UNKNOWN = 255
+UNKNOWN = 255
 
 
 class Guard:
@@ -206,7 +205,7 @@ class Child(subprocess.Popen[bytes]):
         if self.returncode is None:
             self.returncode = self._guard.exit_code(self.pid)
         if self.returncode is None and not self._guard.alive and not self._is_alive():
-            self.returncode = _UNKNOWN
+            self.returncode = UNKNOWN
         return self.returncode
 
     def _is_alive(self) -> bool:
@@ -232,33 +231,3 @@ class Child(subprocess.Popen[bytes]):
         """Send a signal to this very process; nothing when it has ended."""
         if self.poll() is None and self._process is not None:
             send_signal(self._process, sig)
-
-
-class ForkedChild(Child):
-    """A Popen object of a process that the forkserver has forked, which tells how it ended; if it can't, the warden."""
-
-    def __init__(self, args: Sequence[str], fork: Fork, guard: Guard) -> None:
-        super().__init__(args, fork.pid, guard)
-        self._fork = fork
-
-    def poll(self) -> int | None:
-        """Look whether the process has ended: its exit code, minus the signal's number for a signal, else None."""
-        if self.returncode is None:
-            self.returncode = self._fork.wait(0)
-        if self.returncode is None and self._fork.lost and super().poll() is None and self._is_reaped():
-            self.returncode = _UNKNOWN if (code := self._guard.exit_code(self.pid)) is None else code
-        return self.returncode
-
-    def _is_reaped(self) -> bool:
-        """Tell whether the process is gone altogether: whoever could tell how has done so, or never will."""
-        return self._process is None or not self._process.is_running()
-
-    def wait(self, timeout: float | None = None) -> int:
-        """Wait until the process has ended; raise subprocess.TimeoutExpired after ``timeout`` seconds."""
-        begun = time.monotonic()
-        if self.poll() is None:
-            self._fork.wait(timeout)
-        if (code := self.poll()) is not None:
-            return code
-        left = None if timeout is None else max(0.0, timeout - (time.monotonic() - begun))
-        return super().wait(left)

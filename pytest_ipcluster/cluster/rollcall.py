@@ -21,7 +21,7 @@ import psutil
 from pytest_ipcluster.cluster.engines import Engine
 from pytest_ipcluster.cluster.files import read_json
 from pytest_ipcluster.cluster.processes import find, is_alive
-from pytest_ipcluster.cluster.runtime import Runtime
+from pytest_ipcluster.cluster.runtime import FORKSERVER_LOG, Runtime
 from pytest_ipcluster.cluster.slots import Slots
 
 __all__ = ["UNKNOWN_CHILD", "Member", "RollCall", "child_roles", "port_roles"]
@@ -101,7 +101,7 @@ class RollCall:
             yield Member("ipcluster", ipcluster, output)
         server = self.runtime.forkserver
         if server is not None and (process := find(server.pid)) is not None and is_alive(process):
-            yield Member("forkserver", process, self.runtime.folder.logs / "forkserver.log")
+            yield Member("forkserver", process, self.runtime.folder.logs / FORKSERVER_LOG)
         role = self.runtime.roles().controller
         controller = find(role.pid) if role is not None and role.pid is not None else None
         if role is None or controller is None:

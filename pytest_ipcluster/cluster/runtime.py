@@ -11,9 +11,10 @@ from pathlib import Path
 
 import psutil
 
+from pytest_ipcluster.cluster.diagnosis import tail
 from pytest_ipcluster.cluster.files import ClusterFiles
+from pytest_ipcluster.cluster.forked import ForkedChild
 from pytest_ipcluster.cluster.forks import SOCKET, NoForkError, fork
-from pytest_ipcluster.cluster.guard import ForkedChild
 from pytest_ipcluster.cluster.hub import Hub, HubSilentError
 from pytest_ipcluster.cluster.processes import carries, descendants, find, is_alive, marked
 from pytest_ipcluster.cluster.profile import RunFolder
@@ -23,7 +24,10 @@ from pytest_ipcluster.cluster.stopping import stop_cluster
 from pytest_ipcluster.cluster.wakeup import Wakeup
 from pytest_ipcluster.errors import ClusterError, ClusterStartError
 
-__all__ = ["Runtime"]
+__all__ = ["FORKSERVER_LOG", "Runtime"]
+
+#: The forkserver's standard output, in the folder of logs.
+FORKSERVER_LOG = "forkserver.log"
 
 #: Longest time between two looks at what the kernel does not report, in seconds.
 _LOOK_EVERY = 0.25
@@ -72,7 +76,7 @@ class Runtime:
         path = self.folder.forkserver
         path.unlink(missing_ok=True)
         command = [sys.executable, "-m", "pytest_ipcluster.cluster.forkserver", str(path)]
-        self.forkserver = self.spawn(command, self.folder.logs / "forkserver.log")
+        self.forkserver = self.spawn(command, self.folder.logs / FORKSERVER_LOG)
         return {SOCKET: str(path)}
 
     @property
@@ -107,16 +111,29 @@ class Runtime:
             return self.spawn(command, output, environment)
         try:
             child = fork(self.folder.forkserver, module, arguments, {**self._environment, **environment}, output)
+            child.close()  # the log tells of its end
         except NoForkError:  # a forkserver that is gone is missed at the next roll call
             return self.spawn(command, output, environment)
-        return self._keep(ForkedChild(command, child, self.folder.guard))
+        server, log = find(self.forkserver.pid), self.folder.logs / FORKSERVER_LOG
+        return self._keep(ForkedChild(command, child.pid, self.folder.guard, server, log))
 
     def _keep(self, child: subprocess.Popen[bytes]) -> subprocess.Popen[bytes]:
-        for earlier in self._children:
-            earlier.poll()  # one that has ended lets go of what it was watched by
         self._children.append(child)
         self._know(child.pid)
         return child
+
+    @property
+    def unforked(self) -> str:
+        """Say why engines were started instead of forked, when the forkserver has stepped aside; else empty."""
+        if self.forkserver is None or self.forkserver.poll() is None:
+            return ""
+        return f"the forkserver has ended: {tail(self.folder.logs / FORKSERVER_LOG, 1)}"
+
+    @property
+    def heads(self) -> tuple[psutil.Process, ...]:
+        """The processes of ipcluster and the forkserver, as far as they are there."""
+        popens = [one for one in (self._process, self.forkserver) if one is not None]
+        return tuple(process for popen in popens if (process := find(popen.pid)) is not None)
 
     @property
     def children(self) -> tuple[subprocess.Popen[bytes], ...]:

@@ -78,7 +78,7 @@ def tree() -> Iterator[Tree]:
 
 
 def strays(census: Census, tree: Tree, foster: psutil.Process | None = None) -> set[str]:
-    return tree.names(census.strays(tree.named["ipcluster"], [tree.engine()], foster))
+    return tree.names(census.strays([tree.named["ipcluster"]], [tree.engine()], foster))
 
 
 def test_what_engines_have_started_is_a_stray_and_the_rest_is_the_clusters_own(tree):
@@ -88,7 +88,7 @@ def test_what_engines_have_started_is_a_stray_and_the_rest_is_the_clusters_own(t
 
 def test_another_clusters_processes_are_no_strays(tree):
     tree.grow(TREE)
-    assert Census("another").strays(None, []) == set()
+    assert Census("another").strays([], []) == set()
 
 
 def test_strays_are_told_again_at_every_look(tree):
@@ -124,7 +124,7 @@ def test_a_replacement_is_the_clusters_own_as_soon_as_it_is_an_engine(tree):
     tree.grow(["ipcluster", []])
     tree.grow(["engine", [["nanny", []], ["job", []]]])
     census = Census(tree.mark)
-    assert tree.names(census.strays(tree.named["ipcluster"], [])) == {"engine", "nanny", "job"}
+    assert tree.names(census.strays([tree.named["ipcluster"]], [])) == {"engine", "nanny", "job"}
     assert strays(census, tree) == {"job"}
 
 
@@ -169,7 +169,7 @@ def test_alive_is_everything_of_the_cluster(tree):
 def test_a_pid_that_is_the_clusters_no_more_is_nobodys(tree):
     tree.grow(["ipcluster", [["engine", [["nanny", []]]]]])
     stranger = psutil.Process()
-    assert stranger not in Census(tree.mark).strays(stranger, [tree.engine()])
+    assert stranger not in Census(tree.mark).strays([stranger], [tree.engine()])
     assert stranger not in Census(tree.mark).alive()
 
 

@@ -104,6 +104,13 @@ def kill_warden(run: Run) -> None:
     run.go()
 
 
+def kill_forkserver(run: Run) -> None:
+    """Kill the process that has forked the controller and the engines, and let the run end by itself."""
+    in_a_test(run)
+    run.kill(run.forkserver())
+    run.go()
+
+
 def kill_with_busy_engines(run: Run) -> None:
     """Kill pytest while every engine is in a task that never ends."""
     run.up()

@@ -157,6 +157,11 @@ class Run:
         assert parent not in (None, self.main), "nothing stands between pytest and ipcluster"
         return parent
 
+    def forkserver(self) -> psutil.Process:
+        """Return the process that has forked the engines: the warden's other child."""
+        [server] = set(self.warden().children()) - set(self.ipclusters)
+        return server
+
     def note(self, pid: int) -> psutil.Process:
         """Note a process that nothing else would find."""
         process = psutil.Process(pid)

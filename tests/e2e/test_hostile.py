@@ -374,7 +374,7 @@ def case_a_cluster_that_was_made_larger(ipcluster, client, tmp):
     ipcluster.restore(3)
 
 def controller_of(ipcluster):
-    return max(psutil.Process(ipcluster.process.pid).children(), key=lambda p: len(p.children()))
+    return next(one.process for one in ipcluster.roll_call().members if one.role == "controller")
 
 def fatal_loss_of_the_controller(ipcluster, client, tmp):
     controller = controller_of(ipcluster)

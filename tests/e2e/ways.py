@@ -16,6 +16,7 @@ from acts import (
     fork_and_go,
     in_the_start,
     kill_above_workers,
+    kill_forkserver,
     kill_group,
     kill_hub,
     kill_in_the_stop,
@@ -310,6 +311,7 @@ CLUSTER = [
     Ending("SIGKILL of ipcluster", (1,), act=kill_ipcluster, told=DIED.format("ipcluster")),
     Ending("SIGKILL of the controller", (1,), act=kill_hub, told=DIED.format("the controller")),
     Ending("SIGKILL of the warden", (1,), act=kill_warden, told=r"the warden \(pid \d+\)"),
+    Ending("SIGKILL of the forkserver", (1,), act=kill_forkserver, told=DIED.format("the forkserver")),
     Ending(
         "SIGKILL, engines busy for ever",
         (-signal.SIGKILL,),
