@@ -64,6 +64,14 @@ def test_a_start_that_takes_too_long_is_ended_at_its_timeout(run):
     result.stdout.fnmatch_lines(["E*ClusterStartError: *the controller has not answered * s after the start*"])
 
 
+def test_engines_that_could_not_be_forked_are_told_at_the_end(run, monkeypatch, pytester):
+    monkeypatch.setenv("PYTHONPATH", str(pytester.path))
+    a_thread = "import threading, time\nthreading.Thread(target=time.sleep, args=(60,), daemon=True).start()"
+    result = run("def test_it(ipcluster): pass", sitecustomize=a_thread)
+    result.assert_outcomes(passed=1)
+    result.stdout.fnmatch_lines(["*the forkserver has ended: something that is imported has started threads*"])
+
+
 def test_a_session_starts_one_cluster_for_all_shapes_that_differ_in_number(run, pytester):
     result = run(
         """
