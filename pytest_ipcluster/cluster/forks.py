@@ -11,6 +11,7 @@ import os
 import select
 import socket
 import sys
+import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -23,6 +24,9 @@ SOCKET = "PYTEST_IPCLUSTER_FORKSERVER"
 
 #: Seconds for the forkserver to answer: it may have to import first, on a machine that is busy.
 _ANSWERS_WITHIN = 30.0
+
+#: Seconds for it to listen, which it does before it imports anything, and between two looks.
+_LISTENS_WITHIN, _AGAIN = 5.0, 0.01
 
 #: The longest path that a Unix socket can have here, with a margin (bytes).
 _LONGEST_PATH = 100
@@ -112,7 +116,7 @@ def fork(
     connection = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
     try:
         connection.settimeout(_ANSWERS_WITHIN)
-        connection.connect(os.fspath(path))
+        _connect(connection, os.fspath(path))
         connection.sendall(json.dumps({**order, **where}).encode() + b"\n")
     except OSError as error:
         connection.close()
@@ -120,6 +124,14 @@ def fork(
     child = Fork(connection)
     child.begin(_ANSWERS_WITHIN)
     return child
+
+
+def _connect(connection: socket.socket, path: str) -> None:
+    """Connect to the forkserver, which may be a moment late; one that is gone has left its socket."""
+    deadline = time.monotonic() + _LISTENS_WITHIN
+    while not os.path.exists(path) and time.monotonic() < deadline:
+        time.sleep(_AGAIN)  # there is no event to wait for
+    connection.connect(path)
 
 
 def launcher_limits(launcher: str, path: Path) -> list[str]:

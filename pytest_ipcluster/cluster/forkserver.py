@@ -34,18 +34,22 @@ import sys
 import threading
 import time
 from collections.abc import Iterable
-from dataclasses import dataclass
 from typing import Any, NoReturn
 
 #: What can be forked.
-MODULES = ("ipyparallel.engine", "ipyparallel.controller")
+ENGINE, CONTROLLER = MODULES = ("ipyparallel.engine", "ipyparallel.controller")
 
 #: Variables that a program looks at only when it starts, or when it imports: a fork comes too late for them.
 _TOO_LATE = ("PYTHON", "LD_", "LC_", "LANG", "MALLOC_", "GLIBC_")
 
-#: What a running engine or nanny has imported; the packages' own imports bring most of it.
-_OF_ENGINES = (
+#: What a controller has imported, and an engine has not.
+_OF_CONTROLLERS = "ipyparallel.controller.app"
+
+#: What running controllers, engines and nannies have imported; the packages' own imports bring most of it. The first
+#: two are all that a controller needs.
+_IMPORTED = (
     "ipyparallel.engine.app",
+    _OF_CONTROLLERS,
     "ipykernel.debugger",
     "IPython.core.completerlib",
     "IPython.core.oinspect",
@@ -57,11 +61,8 @@ _OF_ENGINES = (
     "pytest_ipcluster.hearts.agent",
 )
 
-#: What an engine sets before it imports the last of that.
+#: What an engine sets before it imports the rest of that.
 _ENGINES_SET = {"PYDEVD_DISABLE_FILE_VALIDATION": "1"}
-
-#: What a controller has imported.
-_OF_CONTROLLERS = ("ipyparallel.controller.app",)
 
 #: Nobody asks for more than this (bytes): an environment and a command line.
 _LONGEST_REQUEST = 4_000_000
@@ -70,8 +71,9 @@ _LONGEST_REQUEST = 4_000_000
 class Forkserver:
     """Serves requests one after the other; ``listener`` is a bound and listening Unix socket."""
 
-    def __init__(self, listener: socket.socket) -> None:
+    def __init__(self, listener: socket.socket, warmth: Warmth) -> None:
         self._listener = listener
+        self._warmth = warmth
         self._selector = selectors.DefaultSelector()
         self._selector.register(listener, selectors.EVENT_READ, self._accept)
         self._heard: dict[socket.socket, bytes] = {}
@@ -80,9 +82,16 @@ class Forkserver:
     def serve(self) -> dict[str, Any]:
         """Serve until the process is ended. Only in a child does this return: with the request that it is there for."""
         while True:
-            for key, _ in self._selector.select():
+            for key, _ in self._events():
                 if (order := key.data(key.fileobj)) is not None:
                     return dict(order)
+
+    def _events(self) -> list[tuple[selectors.SelectorKey, int]]:
+        """Return what has happened; import the next thing if nothing has, or wait if there is none."""
+        events = self._selector.select(None if self._warmth.complete else 0)
+        if not events:
+            self._warmth.add()
+        return events
 
     def _accept(self, listener: socket.socket) -> None:
         connection, _ = listener.accept()
@@ -107,6 +116,10 @@ class Forkserver:
         return None
 
     def _fork(self, order: dict[str, Any], connection: socket.socket) -> dict[str, Any] | None:
+        if order["run"] == ENGINE:
+            self._warmth.finish()
+        if reason := unfit():
+            sys.exit(reason)
         _flush()
         pid = os.fork()
         if pid == 0:
@@ -165,10 +178,50 @@ def refusal(order: dict[str, Any]) -> str:
 
 
 def unfit() -> str:
-    """Say why this process must not fork, now that everything is imported; empty when it may."""
+    """Say why this process must not fork; empty when it may."""
     if threading.active_count() > 1 or len(os.listdir("/proc/self/task")) > 1:
         return f"something that is imported has started threads: {[thread.name for thread in threading.enumerate()]}"
     return ""
+
+
+class Warmth:
+    """Imports one thing after the other, while nobody wants anything else.
+
+    Engines wait for all of it. What can't be imported is left to those who need it, and who say what is wrong.
+    """
+
+    def __init__(self) -> None:
+        self._cold = list(_IMPORTED)
+        #: Modules that no engine would have, and variables that imports have set, as they would in an engine.
+        self.surplus: set[str] = set()
+        self.variables: dict[str, str] = {}
+
+    @property
+    def complete(self) -> bool:
+        """Whether everything has been imported."""
+        return not self._cold
+
+    def add(self) -> None:
+        """Import the next thing."""
+        name = self._cold.pop(0)
+        modules, variables = set(sys.modules), dict(os.environ)
+        os.environ.update({name: value for name, value in _ENGINES_SET.items() if name not in variables})
+        with contextlib.suppress(ImportError):
+            importlib.import_module(name)
+        self.variables |= {name: value for name, value in os.environ.items() if variables.get(name) != value}
+        os.environ.clear()
+        os.environ.update(variables)
+        if name == _OF_CONTROLLERS:
+            package = name.rpartition(".")[0]
+            self.surplus = {module for module in set(sys.modules) - modules if module.startswith(package)}
+        if self.complete:  # forks share this memory as long as the collector does not touch it
+            gc.collect()
+            gc.freeze()
+
+    def finish(self) -> None:
+        """Import what is left."""
+        while not self.complete:
+            self.add()
 
 
 # -- in a child --------------------------------------------------------------------------------------
@@ -185,7 +238,7 @@ def become(order: dict[str, Any], warmth: Warmth) -> None:
     _forget_randomness()
     if not sys.flags.safe_path:
         sys.path[0] = os.getcwd()
-    if order["run"] == "ipyparallel.engine":
+    if order["run"] == ENGINE:
         os.environ.update(warmth.variables)
         _unload(warmth.surplus)
         PreparedNanny().offer()
@@ -310,47 +363,15 @@ def _nanny(words: bytes, say: int) -> int:
 # -- the process -------------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True, slots=True)
-class Warmth:
-    """What the imports have brought that an engine would not have: modules; and would have: variables that they set."""
-
-    surplus: frozenset[str]
-    variables: dict[str, str]
-
-
-def warm_up() -> Warmth:
-    """Import what engines and controllers import, and keep the collector from touching it: forks share that memory.
-
-    What can't be imported here is left to those who need it, and who say what is wrong.
-    """
-    before = dict(os.environ)
-    os.environ.update({name: value for name, value in _ENGINES_SET.items() if name not in before})
-    _import(_OF_ENGINES)
-    variables = {name: value for name, value in os.environ.items() if before.get(name) != value}
-    os.environ.clear()
-    os.environ.update(before)
-    engines = set(sys.modules)
-    _import(_OF_CONTROLLERS)
-    gc.collect()
-    gc.freeze()
-    return Warmth(frozenset(set(sys.modules) - engines), variables)
-
-
-def _import(names: Iterable[str]) -> None:
-    for name in names:
-        with contextlib.suppress(ImportError):
-            importlib.import_module(name)
-
-
 def main() -> None:
-    """Listen, warm up, serve; and, in every child, go on as what was asked for."""
+    """Listen and serve; and, in every child, go on as what was asked for."""
     listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-    listener.bind(sys.argv[1])
+    unheard = f"{sys.argv[1]}-"
+    listener.bind(unheard)
     listener.listen(128)
-    warmth = warm_up()
-    if reason := unfit():
-        sys.exit(reason)
-    become(Forkserver(listener).serve(), warmth)
+    os.rename(unheard, sys.argv[1])  # who sees the socket is heard
+    warmth = Warmth()
+    become(Forkserver(listener, warmth).serve(), warmth)
 
 
 if __name__ == "__main__":

@@ -15,6 +15,7 @@ from pathlib import Path
 import psutil
 import pytest
 
+from pytest_ipcluster.cluster import forks
 from pytest_ipcluster.cluster.forks import Fork, NoForkError, can_fork, fork, launcher_limits
 from pytest_ipcluster.cluster.forkserver import MODULES, refusal
 
@@ -167,7 +168,8 @@ class TestBadCompany:
             until_refused(connection, words)
         assert server.fork("--version").wait(30) == 0
 
-    def test_no_server(self, tmp_path):
+    def test_no_server(self, tmp_path, monkeypatch):
+        monkeypatch.setattr(forks, "_LISTENS_WITHIN", 0.05)
         with pytest.raises(NoForkError, match=r"^it cannot be reached: "):
             fork(tmp_path / "nobody", ENGINE, [], {}, tmp_path / "output")
 
