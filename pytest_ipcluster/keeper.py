@@ -161,9 +161,20 @@ class Keeper:
             period=self._settings.heart_period,
             misses=self._settings.heart_misses,
             events=self.events,
+            gone=self._is_gone,
         )
         self._hearts.start()
         return self._hearts
+
+    def _is_gone(self, heart: bytes) -> bool | None:
+        """Tell the monitor, on its thread, whether the engine with this heart has ended; None for an unknown one."""
+        from pytest_ipcluster.cluster.engines import is_gone
+
+        cluster = self._cluster
+        try:
+            return None if cluster is None else is_gone(cluster.engines, heart)
+        except ClusterError:  # it does not run yet, or any more
+            return None
 
     def renew(self, shape: Shape | None = None) -> None:
         """Before a test that wants a cluster of this shape (None: whichever runs), have all engines there and beating.

@@ -305,9 +305,11 @@ class BackgroundCluster(SingletonConfigurable):
     @property
     def slots(self) -> Slots:
         """The keeper of the engines: readiness and repair. Raises ClusterError when the cluster is not running."""
+        slots = self._slots  # the monitor's thread asks for it, too, while the cluster stops
         self._running()
-        assert self._slots is not None
-        return self._slots
+        if slots is None:
+            raise ClusterError("the cluster was not running a moment ago")
+        return slots
 
     @property
     def folder(self) -> RunFolder:

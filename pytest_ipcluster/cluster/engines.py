@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -11,7 +11,7 @@ import psutil
 
 from pytest_ipcluster.cluster.processes import find, is_alive, is_paused
 
-__all__ = ["Engine", "read_engines"]
+__all__ = ["Engine", "is_gone", "read_engines"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,6 +64,14 @@ class Engine:
         What tasks print goes to the client instead, as ``AsyncResult.stdout``.
         """
         return self.log_file.read_text(errors="replace") if self.log_file and self.log_file.exists() else ""
+
+
+def is_gone(engines: Iterable[Engine], heart: bytes) -> bool | None:
+    """Tell whether the engine with this heart has ended; None when none of these has it."""
+    for engine in engines:
+        if engine.heart == heart:
+            return not is_alive(engine.process)
+    return None
 
 
 def read_engines(registered: Mapping[int, str], cards: Path, logs: Mapping[int, Path]) -> dict[int, Engine]:

@@ -64,8 +64,8 @@ class Slots:
         self.leaving: Callable[[bytes], object] = _ignore
 
     def engines(self) -> tuple[Engine, ...]:
-        """Return the engines by slot as they were last seen."""
-        return tuple(self._engines[slot] for slot in sorted(self._engines))
+        """Return the engines by slot as they were last seen. From any thread."""
+        return tuple(engine for _, engine in sorted(self._engines.copy().items()))
 
     # -- readiness ---------------------------------------------------------------------------------
 

@@ -84,9 +84,9 @@ class FaultInjector:
         if kind in _DEADLY:
             for engine in engines:
                 self._allow(engine)
+        fault.injected_at = time.monotonic()  # the verdict may be there before the last of the signals is sent
         for engine in engines:
             send_signal(engine.process, signum)
-        fault.injected_at = time.monotonic()
         return fault
 
     def _refuse(self, engine: Engine, kind: str) -> None:

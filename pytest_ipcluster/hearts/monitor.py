@@ -36,6 +36,13 @@ class HandlerError:
     exception: BaseException
 
 
+class _Responses(Instance):  # type: ignore[type-arg]
+    """The ledger's set of that name, which takes in what was heard in batches whenever it is asked for."""
+
+    def get(self, obj: Any, cls: Any = None) -> Any:  # noqa: ARG002 - as traitlets calls it
+        return obj.ledger.responses
+
+
 class HeartMonitor(LoggingConfigurable):
     """Watches hearts over a PUB stream for pings and a ROUTER stream for pongs.
 
@@ -53,7 +60,7 @@ class HeartMonitor(LoggingConfigurable):
     loop = Instance(IOLoop, help="The event loop that beats; the current one by default.")
 
     hearts = Instance(set, help="The ids of the hearts that are watched.")
-    responses = Instance(set, help="The hearts that have answered since the last beat.")
+    responses = _Responses(set, help="The hearts that have answered since the last beat.")
     on_probation = Instance(set, help="The hearts that missed the last beat, or more.")
     last_ping = CFloat(0.0, help="The lifetime, in seconds, at the ping before the last one.")
     lifetime = CFloat(0.0, help="How many seconds the monitor had run at the last ping.")
@@ -90,7 +97,7 @@ class HeartMonitor(LoggingConfigurable):
             return
         self._running = True
         self.tic = self._clock()
-        self.pongstream.on_recv(self._take_pongs)
+        self._listen()
         self._timer = self.loop.call_later(0, self._tick)
 
     def stop(self) -> None:
@@ -99,20 +106,17 @@ class HeartMonitor(LoggingConfigurable):
         if self._timer is not None:
             self.loop.remove_timeout(self._timer)
             self._timer = None
-        if not self.pongstream.closed():
-            self.pongstream.on_recv(None)
+        self._hush()
 
     def beat(self) -> None:
         """Hear what has come in, judge, tell the handlers, then send the next ping."""
         now = self._clock()
-        # One message by way of the stream is enough: its callback takes all the others along.
-        self.pongstream.flush(zmq.POLLIN, limit=1)
+        self._hear()
         self.last_ping, self.lifetime = self.lifetime, self.lifetime + now - self.tic
         self.tic = now
         beat = self._ledger.beat(now)
         self._announce(beat)
-        self.pingstream.send(beat.token)
-        self.pingstream.flush(zmq.POLLOUT)
+        self._send(beat.token)
         self._ledger.sent(self._clock())
 
     def handle_pong(self, msg: object) -> None:
@@ -133,12 +137,16 @@ class HeartMonitor(LoggingConfigurable):
 
     def handle_heart_failure(self, heart: bytes) -> None:
         """Fail a heart and tell the handlers for failures, once per death; a heart that is not watched is ignored."""
+        self._fail(heart)
+
+    def _fail(self, heart: bytes, noticed: str = "") -> None:
+        """Pass the verdict, by whatever sense it was ``noticed``, and tell the handlers."""
         failure = self._ledger.condemn(heart, self._clock())
         if failure is None or self._failures.get(heart) is failure:
             return
         self._failures[heart] = failure
         self._failure_handlers.call(heart)
-        self._note("failed", heart, _describe_silence(failure), at=failure.verdict_at)
+        self._note("failed", heart, noticed + _describe_silence(failure), at=failure.verdict_at)
 
     def handle_heart_return(self, heart: bytes) -> None:
         """Watch a failed heart again; tell the handlers for returns, then those for new hearts."""
@@ -213,6 +221,23 @@ class HeartMonitor(LoggingConfigurable):
         for error in errors:
             raise error
 
+    # -- the wire: what a monitor that does without the streams does in another way
+
+    def _listen(self) -> None:
+        self.pongstream.on_recv(self._take_pongs)
+
+    def _hush(self) -> None:
+        if not self.pongstream.closed():
+            self.pongstream.on_recv(None)
+
+    def _hear(self) -> None:
+        """Take everything that has come in. One message by the stream will do: its callback takes the others along."""
+        self.pongstream.flush(zmq.POLLIN, limit=1)
+
+    def _send(self, token: bytes) -> None:
+        self.pingstream.send(token)
+        self.pingstream.flush(zmq.POLLOUT)
+
     # -- inside
 
     def _tick(self) -> None:
@@ -229,11 +254,16 @@ class HeartMonitor(LoggingConfigurable):
         """Book a pong and all that have come with it, up to a limit that lets no flood keep us from beating."""
         self.handle_pong(msg)
         receive = self.pongstream.socket.recv_multipart
-        for _ in range(_PONGS_AT_ONCE + 4 * len(self.hearts)):
+        for _ in range(self._limit):
             try:
                 self.handle_pong(receive(zmq.NOBLOCK))
             except zmq.Again:
                 return
+
+    @property
+    def _limit(self) -> int:
+        """How many pongs are taken at one wake-up: at some microseconds each, few milliseconds beyond all hearts'."""
+        return 1000 + 4 * len(self._ledger.hearts)
 
     def _announce(self, beat: Beat) -> None:
         """Tell what the beat found: the bad news first."""
@@ -261,10 +291,6 @@ class HeartMonitor(LoggingConfigurable):
     def _default_hearts(self) -> set[bytes]:
         return self._ledger.hearts
 
-    @default("responses")
-    def _default_responses(self) -> set[bytes]:
-        return self._ledger.responses
-
     @default("on_probation")
     def _default_on_probation(self) -> set[bytes]:
         return self._ledger.on_probation
@@ -273,10 +299,6 @@ class HeartMonitor(LoggingConfigurable):
     def _apply_settings(self, _change: object = None) -> None:
         self._ledger.period = self.period / 1000
         self._ledger.misses = self.misses
-
-
-#: Pongs taken at one wake-up beyond a few for each heart; at some microseconds each this is a few milliseconds.
-_PONGS_AT_ONCE = 1000
 
 
 class _Handlers:

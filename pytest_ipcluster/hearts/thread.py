@@ -13,6 +13,7 @@ import zmq
 from tornado.ioloop import IOLoop
 from zmq.eventloop.zmqstream import ZMQStream
 
+from pytest_ipcluster.hearts.direct import DirectMonitor
 from pytest_ipcluster.hearts.monitor import HeartMonitor
 from pytest_ipcluster.report.events import Event, EventLog
 
@@ -35,6 +36,8 @@ class MonitorThread:
 
     ``ping`` and ``pong`` are addresses to bind; ``ping_url`` and ``pong_url`` are what they became, which is
     what hearts connect to. ``period`` is in milliseconds; ``accept`` is as for :class:`HeartMonitor`.
+    ``gone`` is asked, on the monitor's thread, about a heart whose connection has broken: whether its process has
+    ended, or None if that cannot be told. A heart whose process has ended is failed at once, whatever the period is.
     Everything the monitor sees is written to ``events``. Good for one start and one stop; every method may be
     called from any thread.
     """
@@ -48,12 +51,13 @@ class MonitorThread:
         misses: int = 3,
         events: EventLog | None = None,
         accept: Callable[[bytes], bool] | None = None,
+        gone: Callable[[bytes], bool | None] | None = None,
         name: str = "ipcluster-heart-monitor",
     ) -> None:
         self.ping_url = ping
         self.pong_url = pong
         self.events = EventLog() if events is None else events
-        self._settings: dict[str, Any] = {"period": period, "misses": misses, "accept": accept}
+        self._settings: dict[str, Any] = {"period": period, "misses": misses, "accept": accept, "gone": gone}
         self._thread = threading.Thread(target=self._run, name=name, daemon=True)
         self._announced = threading.Event()
         self._error: BaseException | None = None
@@ -172,7 +176,7 @@ class MonitorThread:
         streams = [ZMQStream(socket, loop) for socket in (ping, pong)]
         for stream in streams:
             stack.callback(stream.close, linger=0)
-        monitor = HeartMonitor(
+        monitor = DirectMonitor(
             pingstream=streams[0], pongstream=streams[1], loop=loop, events=self.events, **self._settings
         )
         monitor.start()

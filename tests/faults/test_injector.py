@@ -120,7 +120,7 @@ def test_a_failure_that_does_not_come_is_told_with_the_history(injector):
 def test_the_history_tells_a_death_in_order(injector):
     injector.kill(1).wait(SOON)
     told = [event.kind for event in injector.events if event.slot == 1]
-    assert told == ["fault", "missed", "missed", "missed", "verdict", "failed"]
+    assert told == ["fault", "suspected", "missed", "missed", "missed", "verdict", "failed"]
 
 
 def test_an_exception_in_the_block_is_not_covered_up(injector):

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from pytest_ipcluster.hearts.ledger import Beat, Failure, Ledger, Pong, make_token
+from pytest_ipcluster.hearts.ledger import Beat, Failure, Ledger, Pong, token_maker
 
 A, B, C = b"heart-a", b"heart-b", b"heart-c"
 
@@ -347,9 +347,14 @@ def test_sets_are_changed_in_place(bench: Bench) -> None:
 
 
 def test_tokens_are_unpredictable_and_end_in_their_sequence_number() -> None:
-    tokens = [make_token(7) for _ in range(100)]
+    tokens = [token_maker()(7) for _ in range(100)]
     assert len(set(tokens)) == 100
     assert all(len(token) <= 64 and token.endswith(b"-7") for token in tokens)
+
+
+def test_one_token_does_not_give_away_the_next() -> None:
+    make = token_maker()
+    assert len({make(number).rpartition(b"-")[0] for number in range(100)}) == 100
 
 
 # What the rules say, written down a second time, by looking back at the whole history at every beat.
@@ -447,3 +452,130 @@ def test_every_death_of_any_heart_gives_one_verdict_and_every_return_one_return(
             told += "x" if silence == misses else ""
         expected[heart] = told
     assert found == expected
+
+
+# Many answers at once, and pings between beats.
+
+
+def take(bench: Bench, *hearts: bytes) -> None:
+    """Do what the reader of many pongs does with answers to the newest ping."""
+    bench.ledger.expected.difference_update(hearts)
+    bench.ledger.answered(list(hearts), bench.now)
+
+
+def test_answers_booked_at_once_are_answers(bench: Bench) -> None:
+    bench.beat(A, B)
+    bench.now += 0.5
+    take(bench, A, B)
+    assert bench.ledger.responses == {A, B}
+    assert bench.ledger.tally[Pong.CURRENT] == 4
+    assert bench.ledger.last_pong(A) == 1.5
+    assert bench.beat().missed == {}
+
+
+def test_heart_that_has_answered_at_once_with_others_has_answered(bench: Bench) -> None:
+    bench.beat(A)
+    take(bench, A)
+    assert bench.ledger.pong(A, bench.last.token, bench.now) is Pong.STALE
+
+
+def test_last_pong_is_remembered_when_the_heart_falls_silent(bench: Bench) -> None:
+    bench.beat(A, B)
+    take(bench, A, B)
+    bench.beat()
+    for _ in range(3):
+        take(bench, B)
+        beat = bench.beat()
+    assert beat.failed == (Failure(A, last_pong=1.0, verdict_at=5.0, misses=3),)
+
+
+def test_last_pong_is_remembered_through_a_late_beat_of_ours(bench: Bench) -> None:
+    bench.beat(A)
+    take(bench, A)
+    bench.beat()
+    bench.beat(after=9.0)
+    bench.beat()
+    assert bench.ledger.last_pong(A) == 1.0
+
+
+def test_forgotten_heart_has_not_answered_at_once_with_others(bench: Bench) -> None:
+    bench.beat(A, B)
+    take(bench, A, B)
+    bench.ledger.forget(A)
+    assert bench.ledger.responses == {B}
+    assert bench.ledger.last_pong(A) is None
+
+
+def test_condemned_heart_that_had_answered_with_others_knows_its_last_pong(bench: Bench) -> None:
+    bench.beat(A, B)
+    take(bench, A, B)
+    assert bench.ledger.condemn(A, 1.5) == Failure(A, last_pong=1.0, verdict_at=1.5, misses=0)
+    assert bench.ledger.responses == {B}
+    assert bench.beat().returned == ()
+
+
+def test_strangers_among_many_answers_are_counted_and_missed() -> None:
+    welcome = {A, B}
+    bench = Bench(accept=welcome.__contains__)
+    bench.beat(A, B)
+    welcome.discard(B)
+    take(bench, A, B)
+    assert bench.ledger.tally == {Pong.CURRENT: 3, Pong.STRANGER: 1}
+    assert bench.beat().missed == {B: 1}
+
+
+class Touchy(bytes):
+    """A heart id that counts how often it is looked up or compared."""
+
+    touched = 0
+
+    def __hash__(self) -> int:
+        Touchy.touched += 1
+        return super().__hash__()
+
+    def __eq__(self, other: object) -> bool:
+        Touchy.touched += 1
+        return super().__eq__(other)
+
+
+@pytest.mark.parametrize("missing", [0, 3])
+def test_beat_looks_at_the_missing_and_at_nobody_else(bench: Bench, missing: int) -> None:
+    hearts = [Touchy(b"heart-%d" % number) for number in range(1000)]
+    bench.beat(*hearts)
+    take(bench, *hearts[missing:])
+    bench.beat()  # who was heard last, and when, is looked up once when a heart falls silent
+    take(bench, *hearts[missing:])
+    Touchy.touched = 0
+    assert len(bench.beat().missed) == missing
+    assert Touchy.touched <= 30 * missing
+
+
+def test_ping_between_beats_is_answered_like_any_other(bench: Bench) -> None:
+    bench.beat(A)
+    token = bench.ledger.ask()
+    assert bench.ledger.pong(A, token, bench.now) is Pong.CURRENT
+    assert bench.beat().missed == {}
+
+
+def test_nobody_has_missed_a_beat_who_does_not_answer_a_ping_between_beats(bench: Bench) -> None:
+    bench.beat(A, B, C)
+    take(bench, A)
+    bench.ledger.pong(B, bench.last.token, bench.now)
+    bench.ledger.ask()
+    bench.ledger.pong(C, bench.last.token, bench.now)
+    assert bench.ledger.responses == {A, B, C}
+    assert bench.beat().missed == {}
+
+
+def test_pings_between_beats_close_no_ping_of_a_beat(bench: Bench) -> None:
+    bench.beat(A)
+    in_flight = bench.last.token
+    for _ in range(10):
+        bench.ledger.ask()
+    assert bench.ledger.pong(A, in_flight, bench.now) is Pong.LATE
+    bench.beat()
+    bench.beat()
+    assert bench.ledger.pong(B, in_flight, bench.now) is Pong.LATE
+    bench.beat()
+    assert bench.ledger.pong(C, in_flight, bench.now) is Pong.STALE
+    assert len(bench.ledger._window) == 3

@@ -328,7 +328,7 @@ def test_killed_process_is_failed_once_within_one_more_beat_than_misses(
     (verdict,) = [index for index, beat in enumerate(judged) if beat.failed]
     assert verdict <= thread.monitor.misses
     assert failed == [A]
-    assert kinds(thread.events, A, mark) == ["missed", "missed", "missed", "failed"]
+    assert kinds(thread.events, A, mark) == ["suspected", "missed", "missed", "missed", "failed"]
 
 
 def test_paused_process_is_failed_once_then_returned_once(start_monitor: Start, start_engine: StartEngine) -> None:

@@ -1,0 +1,75 @@
+"""Whose connection has just broken: when a process dies, the kernel closes what it had open, whatever the period is.
+
+A broken connection is no verdict. Networks do this as well, and a heart connects anew.
+"""
+
+from __future__ import annotations
+
+import struct
+from contextlib import suppress
+
+import zmq
+
+__all__ = ["Connections"]
+
+#: The first frame of libzmq's notice of an event: what it is, and its value, here a file descriptor.
+_NOTICE = struct.Struct("=Hi")
+
+#: Beats within which a new connection should be heard of; a stranger may never say anything.
+_PATIENCE = 10
+
+
+class Connections:
+    """Knows over which connection of a ROUTER each heart speaks, and hears from libzmq when one of them breaks.
+
+    A pong's frame knows the descriptor that it came in by. The number is given again to a later connection, so what is
+    known of it ends with the notice of its end, or when somebody else is heard there.
+    """
+
+    def __init__(self, socket: zmq.Socket[bytes]) -> None:
+        #: New connections of which it is not known who speaks there, and for how many more beats that is of interest.
+        self.wanted: dict[int, int] = {}
+        #: Where notices come in. It may be polled, and belongs to the thread of the ROUTER.
+        self.notices: zmq.Socket[bytes] = socket.context.socket(zmq.PAIR)
+        self._socket = socket
+        self._hearts: dict[int, bytes] = {}
+        # libzmq waits where a notice finds no room, and would hold up every heart.
+        self.notices.rcvhwm = 0
+        address = f"inproc://ipcluster-connections-{id(self):x}"
+        socket.monitor(address, zmq.EVENT_HANDSHAKE_SUCCEEDED | zmq.EVENT_DISCONNECTED)
+        self.notices.connect(address)
+
+    def heard(self, heart: bytes, frame: zmq.Frame) -> None:
+        """Learn that this heart has sent this frame."""
+        with suppress(zmq.ZMQError):  # a transport without descriptors
+            descriptor = int(frame.get(zmq.SRCFD))
+            self._hearts[descriptor] = heart
+            self.wanted.pop(descriptor, None)
+
+    def read(self) -> list[int]:
+        """Read the notices that have come in; return the descriptors of connections that have broken, in order."""
+        broken = []
+        with suppress(zmq.Again):  # that was all
+            while True:
+                notice, _address = self.notices.recv_multipart(zmq.NOBLOCK)
+                kind, descriptor = _NOTICE.unpack(notice)
+                if kind == zmq.EVENT_DISCONNECTED:
+                    broken.append(descriptor)
+                    self.wanted.pop(descriptor, None)
+                else:
+                    self.wanted[descriptor] = _PATIENCE
+        return broken
+
+    def drop(self, descriptor: int) -> bytes | None:
+        """Forget a broken connection, when all that came in by it is heard; return the heart that spoke there."""
+        return self._hearts.pop(descriptor, None)
+
+    def grow_older(self) -> None:
+        """Take note of a beat."""
+        if self.wanted:
+            self.wanted = {descriptor: beats - 1 for descriptor, beats in self.wanted.items() if beats > 1}
+
+    def close(self) -> None:
+        """Hear no more notices."""
+        self._socket.disable_monitor()
+        self.notices.close(linger=0)

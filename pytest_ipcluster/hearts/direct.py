@@ -1,0 +1,123 @@
+"""A ``HeartMonitor`` that reads its sockets itself: many pongs at one wake-up, and broken connections as they break."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import zmq
+
+from pytest_ipcluster.hearts.connections import Connections
+from pytest_ipcluster.hearts.inbox import Inbox
+from pytest_ipcluster.hearts.monitor import HandlerError, HeartMonitor
+from pytest_ipcluster.hearts.suspects import Suspects
+
+__all__ = ["DirectMonitor"]
+
+#: Seconds to wait for more pongs before any is read, with few hearts and with many: each wake-up costs as much as
+#: dozens of pongs.
+_REST, _LONG_REST, _MANY = 0.001, 0.005, 50
+#: Seconds to the next beat, and since the last question, that make an extra ping worth while.
+_SOON = 0.1
+
+
+class DirectMonitor(HeartMonitor):
+    """What :class:`MonitorThread` runs. The streams are only there to be looked at.
+
+    ``gone`` says whether the process of a heart whose connection has broken has ended; None if it cannot tell.
+    """
+
+    def __init__(self, *, gone: Callable[[bytes], bool | None] | None = None, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self._gone = gone
+        self._suspects = Suspects(self._is_gone, self._condemn, self._later)
+        self._asked_at = 0.0
+        self._behind = False
+
+    def _listen(self) -> None:
+        socket = self.pongstream.socket
+        self._connections = Connections(socket)
+        self._inbox = Inbox(socket, self._ledger, self._connections, self._clock, self._count_bad_message)
+        self._poller = zmq.Poller()
+        self._poller.register(self._connections.notices, zmq.POLLIN)
+        self.loop.remove_handler(socket)  # the stream's own
+        self.loop.add_handler(socket, self._wake, self.loop.READ)
+        self.loop.add_handler(self._connections.notices, self._notice, self.loop.READ)
+
+    def _hush(self) -> None:
+        if self.pongstream.closed() or self._connections.notices.closed:
+            return
+        self.loop.remove_handler(self.pongstream.socket)
+        self.loop.remove_handler(self._connections.notices)
+        self._connections.close()
+
+    def _send(self, token: bytes) -> None:
+        self._connections.grow_older()
+        self.pingstream.socket.send(token)
+
+    # -- pongs
+
+    def _wake(self, *_: object) -> None:
+        """A first pong is there: let more of them come, then take them all."""
+        if self._rest():
+            self._notice()
+        self._hear()
+
+    def _rest(self) -> bool:
+        """Wait a moment, but for nothing that matters; return whether a connection broke in the meantime."""
+        rest = _LONG_REST if len(self._ledger.hearts) > _MANY else _REST
+        left = (self._ledger.deadline or 0.0) - self._clock()
+        return bool(self._poller.poll(max(0, int(1000 * min(rest, left, self._ledger.period / 10)))))
+
+    def _hear(self) -> None:
+        """Take everything that has come in; what is beyond the limit after whatever else is due."""
+        if not self._inbox.drain(self._limit) and not self._behind:
+            self._behind = True
+            self.loop.add_callback(self._catch_up)
+
+    def _catch_up(self) -> None:
+        self._behind = False
+        if self._running:
+            self._hear()
+
+    def _count_bad_message(self) -> None:
+        self.bad_messages += 1
+
+    # -- broken connections
+
+    def _notice(self, *_: object) -> None:
+        """Suspect the hearts whose connection has broken, when all that they had said is heard."""
+        broken = self._connections.read()
+        if not broken:
+            return
+        self._hear()
+        spoke = [self._connections.drop(descriptor) for descriptor in broken]
+        suspects = [heart for heart in spoke if heart in self._ledger.hearts]
+        for heart in suspects:
+            self._suspects.add(heart)
+        self._ask_again([heart for heart in suspects if heart in self._ledger.hearts])
+
+    def _ask_again(self, hearts: list[bytes]) -> None:
+        """Send a ping out of turn to hearts that may well be alive, unless the next one is due soon."""
+        for heart in hearts:
+            self._note("suspected", heart, "its connection broke", at=self._clock())
+        now = self._clock()
+        if hearts and (self._ledger.deadline or 0.0) - now > _SOON < now - self._asked_at:
+            self._asked_at = now
+            self._send(self._ledger.ask())
+
+    def _is_gone(self, heart: bytes) -> bool | None:
+        """Look whether the process has ended; what the question raises is treated as if a handler had raised it."""
+        if self._gone is None or heart not in self._ledger.hearts or not self._running:
+            return None
+        try:
+            return self._gone(heart)
+        except Exception as error:
+            self._handler_errors.append(HandlerError(self._gone, heart, error))
+            return None
+
+    def _condemn(self, heart: bytes) -> None:
+        self._fail(heart, "its connection broke and its process is gone, ")
+
+    def _later(self, seconds: float, function: Callable[[], None]) -> None:
+        self.loop.call_later(seconds, function)

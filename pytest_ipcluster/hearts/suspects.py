@@ -1,0 +1,60 @@
+"""Hearts that are suspected to be dead: is their process gone? Asked at once, and again until it can be told."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable
+
+__all__ = ["Suspects"]
+
+#: A process that dies closes its connections before it has ended; these are the pauses between two looks (seconds).
+_FIRST_PAUSE, _LONGEST_PAUSE = 0.001, 0.256
+#: Looks without a pause for anything else: each may cost a tenth of a millisecond.
+_AT_ONCE = 32
+
+
+class Suspects:
+    """Asks about suspects and never blocks.
+
+    ``gone`` says of a heart whether its process has ended; None means that nobody can tell, or that it does not matter
+    any more. ``condemn`` is called with a heart whose process has ended. ``later`` calls a function after so many
+    seconds.
+    """
+
+    def __init__(
+        self,
+        gone: Callable[[bytes], bool | None],
+        condemn: Callable[[bytes], object],
+        later: Callable[[float, Callable[[], None]], object],
+    ) -> None:
+        self._gone = gone
+        self._condemn = condemn
+        self._later = later
+        self._asking: deque[tuple[bytes, float]] = deque()
+        self._working = False
+
+    def add(self, heart: bytes) -> None:
+        """Suspect this heart: its process is looked at for half a second, or until it has ended."""
+        self._ask(heart, _FIRST_PAUSE)
+
+    def _ask(self, heart: bytes, pause: float) -> None:
+        self._asking.append((heart, pause))
+        if not self._working:
+            self._work()
+
+    def _work(self) -> None:
+        self._working = True
+        try:
+            for _ in range(min(len(self._asking), _AT_ONCE)):
+                self._look(*self._asking.popleft())
+        finally:
+            self._working = bool(self._asking)
+            if self._asking:
+                self._later(0.0, self._work)
+
+    def _look(self, heart: bytes, pause: float) -> None:
+        gone = self._gone(heart)
+        if gone:
+            self._condemn(heart)
+        elif gone is False and pause <= _LONGEST_PAUSE:
+            self._later(pause, lambda: self._ask(heart, 2 * pause))

@@ -1,0 +1,203 @@
+from __future__ import annotations
+
+import random
+from collections.abc import Iterator
+
+import pytest
+import zmq
+
+from pytest_ipcluster.hearts.connections import Connections
+from pytest_ipcluster.hearts.inbox import Inbox
+from pytest_ipcluster.hearts.ledger import Beat, Ledger, Pong
+
+A, B, C = b"heart-a", b"heart-b", b"heart-c"
+LIMIT = 10_000
+END = b"that is all"
+
+
+class Post:
+    """An inbox with sockets that play hearts."""
+
+    def __init__(self) -> None:
+        self.context = zmq.Context()
+        self.router = self.context.socket(zmq.ROUTER)
+        self.router.linger = self.router.rcvhwm = 0
+        self.address = f"tcp://127.0.0.1:{self.router.bind_to_random_port('tcp://127.0.0.1')}"
+        self.ledger = Ledger(3, 1.0, make_token=lambda number: b"token-%d" % number)
+        self.connections = Connections(self.router)
+        self.bad = 0
+        self.inbox = Inbox(self.router, self.ledger, self.connections, lambda: self.now, self.count_bad)
+        self.now = 0.0
+        self.voices: dict[bytes, zmq.Socket[bytes]] = {}
+        self.ends, self._book = 0, self.ledger.pong
+        self.ledger.pong = self.book
+        self.ledger.beat(self.now)
+
+    def book(self, heart: bytes, token: bytes, now: float) -> Pong:
+        self.ends += token == END
+        return self._book(heart, token, now)
+
+    def count_bad(self) -> None:
+        self.bad += 1
+
+    def say(self, heart: bytes, *frames: bytes) -> None:
+        if heart not in self.voices:
+            voice = self.voices[heart] = self.context.socket(zmq.DEALER)
+            voice.linger = voice.sndhwm = 0
+            voice.identity = heart
+            voice.connect(self.address)
+        self.voices[heart].send_multipart(frames)
+
+    def hear(self) -> None:
+        """Let every voice say that it has said everything, and read until all of them were heard."""
+        self.ends = 0
+        for heart in self.voices:
+            self.say(heart, END)
+        while self.ends < len(self.voices):
+            assert self.router.poll(LIMIT), "nothing more comes in"
+            while not self.inbox.drain(LIMIT):
+                pass
+
+    def beat(self) -> Beat:
+        self.now += 1.0
+        return self.ledger.beat(self.now)
+
+    def hurry(self, *hearts: bytes) -> None:
+        """Have these hearts watched and their connections known, and a ping out that nobody has answered."""
+        for heart in hearts:
+            self.say(heart, self.ledger.token)
+        self.hear()
+        self.beat()
+        self.connections.read()
+        self.connections.wanted.clear()
+
+    def close(self) -> None:
+        for voice in self.voices.values():
+            voice.close()
+        self.connections.close()
+        self.context.destroy(linger=0)
+
+
+@pytest.fixture
+def post() -> Iterator[Post]:
+    post = Post()
+    yield post
+    post.close()
+
+
+def test_answers_are_booked_whether_in_a_hurry_or_not(post: Post) -> None:
+    post.hurry(A, B)
+    assert post.ledger.hearts == {A, B}
+    post.say(A, post.ledger.token)
+    post.say(B, post.ledger.token)
+    post.hear()
+    assert post.ledger.responses == {A, B}
+    assert post.ledger.expected == set()
+    assert post.bad == 0
+
+
+def test_answer_given_twice_in_a_hurry_counts_once(post: Post) -> None:
+    post.hurry(A)
+    tally = post.ledger.tally.copy()
+    post.say(A, post.ledger.token)
+    post.say(A, post.ledger.token)
+    post.hear()
+    assert post.ledger.tally - tally == {Pong.CURRENT: 1, Pong.STALE: 2}  # the end is stale, too
+
+
+def test_limit_stops_a_drain(post: Post) -> None:
+    post.hurry(A)
+    for _ in range(10):
+        post.say(A, b"nonsense")
+    seen = 0
+    while seen < 10:
+        assert post.router.poll(LIMIT)
+        before = post.ledger.tally[Pong.STALE]
+        post.inbox.drain(3)
+        assert post.ledger.tally[Pong.STALE] - before <= 3
+        seen += post.ledger.tally[Pong.STALE] - before
+
+
+EXTRAS = [(b"x",), (b"",), (b"x", b"y"), (B,), (C, b"x", b"y"), (b"x",) * 5, (b"token-2",)]
+
+
+@pytest.mark.parametrize("extra", EXTRAS, ids=repr)
+@pytest.mark.parametrize("hurry", [True, False])
+def test_frames_too_many_lose_nobody_elses_pong(post: Post, extra: tuple[bytes, ...], hurry: bool) -> None:
+    post.hurry(A, B)
+    if not hurry:
+        post.connections.wanted[-1] = 1
+    for _ in range(20):
+        post.say(A, post.ledger.token, *extra)
+        post.say(A, post.ledger.token)
+        post.say(B, b"older")
+        post.say(B, post.ledger.token)
+        post.hear()
+        assert post.ledger.responses >= {A, B}
+        assert post.beat().missed == {}
+    assert post.ledger.hearts == {A, B}
+    if not hurry:
+        assert post.bad == 20
+
+
+def test_frames_too_many_at_the_end_of_what_came_in_are_counted(post: Post) -> None:
+    post.hurry(A)
+    post.say(A, post.ledger.token, b"x")
+    assert post.router.poll(LIMIT)
+    assert post.inbox.drain(LIMIT)
+    assert post.bad == 1
+    assert post.ledger.responses == {A}
+
+
+def test_limit_in_the_middle_of_a_message_puts_nothing_out_of_step(post: Post) -> None:
+    post.hurry(A, B)
+    post.say(A, post.ledger.token, b"x", b"y", b"z")
+    assert post.router.poll(LIMIT)
+    assert not post.inbox.drain(1)
+    assert post.bad == 1
+    post.say(B, post.ledger.token)
+    post.hear()
+    assert post.ledger.responses == {A, B}
+    assert post.bad == 1
+
+
+@pytest.mark.parametrize("hurry", [True, False])
+def test_endless_message_is_thrown_away_piece_by_piece(post: Post, hurry: bool) -> None:
+    post.hurry(A, B)
+    if not hurry:
+        post.connections.wanted[-1] = 1
+    post.say(A, *[b"x"] * 5000)
+    assert post.router.poll(LIMIT)
+    drains = 1
+    while not post.inbox.drain(LIMIT):
+        drains += 1
+    assert drains > 1
+    post.say(B, post.ledger.token)
+    post.hear()
+    assert post.bad == 1
+    assert B in post.ledger.responses
+
+
+@pytest.mark.parametrize("seed", range(10))
+def test_books_are_those_of_one_who_takes_every_message_by_itself(post: Post, seed: int) -> None:
+    rng = random.Random(seed)
+    plain = Ledger(3, 1.0, make_token=lambda number: b"token-%d" % number)
+    plain.beat(0.0)
+    post.hurry(A, B)
+    for heart in (A, B):
+        plain.pong(heart, plain.token, 0.0)
+        plain.pong(heart, END, 0.0)
+    plain.beat(post.now)
+    for _ in range(30):
+        for _ in range(rng.randrange(6)):
+            heart, age = rng.choice([A, B, C]), rng.choice([0, 0, 0, 1, 2, 9])
+            token = b"token-%d" % (post.ledger._sequence - age)
+            post.say(heart, token)
+            post.hear()
+            plain.pong(heart, token, post.now)
+            for voice in post.voices:
+                plain.pong(voice, END, post.now)
+        assert post.ledger.responses == plain.responses
+        assert {h: post.ledger.last_pong(h) for h in (A, B, C)} == {h: plain.last_pong(h) for h in (A, B, C)}
+        assert post.beat() == plain.beat(post.now)
+        assert post.ledger.tally == plain.tally
