@@ -1,20 +1,18 @@
 """How long a stop takes, and what it leaves: four engines in tasks that never end, and a fifth that is paused.
 
 Stops such a cluster by ``BackgroundCluster.stop()``, and one on the same load by ipyparallel's own
-``Cluster.stop_cluster_sync()``, one after the other, several times. Prints JSON: for each stop its seconds, and what
-was alive of the cluster when it returned and six seconds later. What is left then is killed.
+``Cluster.stop_cluster_sync()``, in turn. The file of figures says for each stop also what was alive of the cluster when
+it returned and six seconds later. What is left then is killed.
 
-    python benchmarks/stop.py --rounds 3
+::
+
+    python benchmarks/stop.py --rounds 3 --json stop.json
 """
 
 from __future__ import annotations
 
-import argparse
-import json
 import os
-import platform
 import signal
-import statistics
 import sys
 import tempfile
 import time
@@ -25,6 +23,7 @@ from typing import Any
 
 import ipyparallel
 import psutil
+from common import Row, interleave, leash, median, parser, report, settings
 
 from pytest_ipcluster import BackgroundCluster
 from pytest_ipcluster.cluster.processes import descendants, is_alive, is_paused, send_signal, wait_gone
@@ -34,47 +33,40 @@ N = 5
 SECONDS_LATER = 6.0
 PATIENCE = 60.0
 
+OURS, PEER = "BackgroundCluster.stop", "Cluster.stop_cluster_sync"
+
+#: Seconds that a stop of ours is to take at most.
+LIMIT = 1.0
+
+Stop = dict[str, Any]
+
 #: The same for both: the start would take seven seconds otherwise, and the hub would drop the paused engine.
 CONTROLLER = "c = get_config()\nc.HeartMonitor.period = 100\nc.HeartMonitor.max_heartmonitor_misses = 300\n"
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--rounds", type=int, default=3, help="stops of each kind (default: 3)")
-    rounds = parser.parse_args().rounds
-    with tempfile.TemporaryDirectory() as folder:
+    options = parser(__doc__).parse_args()
+    with leash(), tempfile.TemporaryDirectory() as folder:
         os.environ["IPYTHONDIR"] = folder  # neither kind touches the user's own
-        measure(rounds)
+        stops = interleave({OURS: ours, PEER: theirs}, options.rounds, lambda stop: f"{stop['seconds']:.2f} s")
+    report(__file__, compare(stops), file=options.json, settings=settings(options), runs=stops)
 
 
-def measure(rounds: int) -> None:
-    """Stop clusters of both kinds in turn, and print what came of it."""
-    kinds = {"BackgroundCluster.stop": ours, "Cluster.stop_cluster_sync": theirs}
-    stops: dict[str, list[dict[str, Any]]] = {kind: [] for kind in kinds}
-    for _ in range(rounds):
-        for kind, stop in kinds.items():
-            stops[kind].append(stop())
-    print(json.dumps({**about(), "stops": {kind: summary(found) for kind, found in stops.items()}}, indent=2))
-
-
-def about() -> dict[str, Any]:
-    return {
-        "load": f"{N - 1} engines in a task that never ends, 1 paused",
-        "cores": os.cpu_count(),
-        "python": platform.python_version(),
-        "ipyparallel": ipyparallel.__version__,
-    }
-
-
-def summary(stops: list[dict[str, Any]]) -> dict[str, Any]:
-    seconds = [stop["seconds"] for stop in stops]
-    return {"median_seconds": statistics.median(seconds), "slowest_seconds": max(seconds), "each": stops}
+def compare(stops: dict[str, list[Stop]]) -> list[Row]:
+    """Return a row for the time, and one for what a stop leaves."""
+    seconds = {kind: median([stop["seconds"] for stop in found]) for kind, found in stops.items()}
+    left = {kind: median([len(stop["alive_at_return"]) for stop in found]) for kind, found in stops.items()}
+    load = f"stop of {N - 1} busy engines and a paused one"
+    return [
+        Row(load, "s", seconds[OURS], seconds[PEER], PEER, limit=LIMIT),
+        Row(f"{load}: processes left", "", left[OURS], left[PEER], PEER, limit=0),
+    ]
 
 
 # -- the two kinds of stop -----------------------------------------------------------------------------
 
 
-def ours() -> dict[str, Any]:
+def ours() -> Stop:
     """Measure a stop of ours."""
     cluster = BackgroundCluster(n=N, private=True, silent=True)
     with watched() as processes:
@@ -89,7 +81,7 @@ def ours() -> dict[str, Any]:
             cluster.stop()
 
 
-def theirs() -> dict[str, Any]:
+def theirs() -> Stop:
     """Measure a stop of ipyparallel's."""
     with tempfile.TemporaryDirectory() as folder, watched() as processes:
         profile = Path(folder) / "profile_default"
@@ -104,7 +96,7 @@ def theirs() -> dict[str, Any]:
         return measured(cluster.stop_cluster_sync, processes)
 
 
-def measured(stop: Callable[[], object], processes: set[psutil.Process]) -> dict[str, Any]:
+def measured(stop: Callable[[], object], processes: set[psutil.Process]) -> Stop:
     """Stop, and tell how long it took and what it left of these processes."""
     begun = time.monotonic()
     stop()
