@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import atexit
 import contextlib
+import importlib
 import os
 import subprocess
 import sys
@@ -190,6 +191,7 @@ class BackgroundCluster(SingletonConfigurable):
         self._started_in = os.getpid()
         try:
             self._launch()
+            _import_ahead()
             self._running().wait_for_controller(check_after)
         except BaseException:
             self.stop(kill_after=1)
@@ -370,6 +372,12 @@ class BackgroundCluster(SingletonConfigurable):
         if self.private:
             kwargs.setdefault("ipython_dir", str(self.folder.ipython))
         return Client(self.connection_file, **kwargs)
+
+
+def _import_ahead() -> None:
+    """Import what is wanted as soon as the cluster is there, while that is importing as well."""
+    for name in ("jupyter_client.session", "ipyparallel"):
+        importlib.import_module(name)
 
 
 def _cluster_id(arguments: list[str], otherwise: str) -> str:

@@ -13,7 +13,6 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import zmq
-from jupyter_client.session import Session
 
 from pytest_ipcluster.cluster.wakeup import Wakeup
 from pytest_ipcluster.errors import ClusterError
@@ -57,6 +56,10 @@ class Wire:
     """
 
     def __init__(self, connection: Mapping[str, Any]) -> None:
+        from jupyter_client.session import (
+            Session,
+        )  # the longest import of all, so only when there is somebody to talk to
+
         self.session = Session(
             key=connection["key"].encode(),
             signature_scheme=connection["signature_scheme"],
