@@ -191,8 +191,7 @@ class BackgroundCluster(SingletonConfigurable):
         self._started_in = os.getpid()
         try:
             self._launch()
-            _import_ahead()
-            self._running().wait_for_controller(check_after)
+            self._running().wait_for_controller(check_after, _import_ahead)
         except BaseException:
             self.stop(kill_after=1)
             raise
@@ -375,7 +374,7 @@ class BackgroundCluster(SingletonConfigurable):
 
 
 def _import_ahead() -> None:
-    """Import what is wanted as soon as the cluster is there, while that is importing as well."""
+    """Import what is wanted as soon as the cluster is there, in a moment when that has nothing to do."""
     for name in ("jupyter_client.session", "ipyparallel"):
         importlib.import_module(name)
 

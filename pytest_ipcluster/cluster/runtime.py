@@ -6,7 +6,7 @@ import contextlib
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 import psutil
@@ -171,15 +171,18 @@ class Runtime:
         wakeup.watch_folder(self.files.cluster_file.parent)
         return StartWatch(self.command, self.process, self.folder.output, self.files.cluster_file, wakeup)
 
-    def wait_for_controller(self, timeout: float) -> bool:
+    def wait_for_controller(self, timeout: float, meanwhile: Callable[[], object] | None = None) -> bool:
         """Wait until the controller answers; False when it has not within ``timeout`` seconds.
 
+        ``meanwhile`` is called when the controller has been started, which then sleeps for a quarter of a second.
         Raises :class:`ClusterStartError` as soon as it never will.
         """
         deadline = time.monotonic() + timeout
         with Wakeup() as wakeup, contextlib.closing(self.watch(wakeup)) as watch:
             while True:
-                watch.check()
+                if watch.check().controller is not None and meanwhile is not None:
+                    meanwhile()
+                    meanwhile = None
                 if self._controller_answers():
                     return True
                 if (left := deadline - time.monotonic()) <= 0:
