@@ -193,15 +193,17 @@ def test_the_home_folder_is_not_touched(new_cluster, monkeypatch, tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_named_profile_is_used_and_left_as_it_was(new_cluster, monkeypatch, tmp_path):
+@pytest.mark.parametrize("launcher", ["", "forkserver"])
+def test_a_named_profile_is_used_and_left_as_it_was(new_cluster, monkeypatch, tmp_path, launcher):
     profile = tmp_path / "profile_lab"
     profile.mkdir()
     (profile / "ipcontroller_config.py").write_text("c = get_config()\nc.HeartMonitor.period = 100\n")
     (profile / "ipengine_config.py").write_text("c = get_config()\nc.IPKernelApp.exec_lines = ['lab = 42']\n")
     monkeypatch.setenv("IPYTHONDIR", str(tmp_path))
-    with new_cluster(private=False, profile="lab", n=1) as cluster:
+    with new_cluster(private=False, profile="lab", n=1, launcher=launcher) as cluster:
         assert "--profile=lab" in cluster.command
         cluster.restore(2)
+        assert len(cluster.heads) == (2 if launcher and sys.platform == "linux" else 1)
         client = cluster.client()
         assert client[:].pull("lab", block=True) == [42, 42]
         client.close()
