@@ -7,6 +7,7 @@ import importlib.metadata
 import json
 import os
 import platform
+import re
 import secrets
 import signal
 import statistics
@@ -250,7 +251,7 @@ class Leash:
     def wait(self, timeout: float, but: Callable[[psutil.Process], bool] = lambda _: False) -> list[str]:
         """Wait until all of them, ``but`` some, have ended; kill those that outlive ``timeout`` and tell which."""
         outlived = wait_gone({p for p in self.left() if not but(p)}, timeout)
-        told = sorted(_command(process) for process in outlived)
+        told = sorted(command(process) for process in outlived)
         for process in outlived:
             send_signal(process, signal.SIGKILL)
         wait_gone(outlived, _SOON)
@@ -289,7 +290,8 @@ def _leave(signum: int, _frame: FrameType | None) -> NoReturn:
     sys.exit(128 + signum)
 
 
-def _command(process: psutil.Process) -> str:
+def command(process: psutil.Process) -> str:
+    """Return what this process was started with, without the paths of this machine; empty when it has ended."""
     with suppress(psutil.Error):
-        return " ".join(process.cmdline())[:100]
-    return "?"
+        return re.sub(r"/\S*/", "", " ".join(process.cmdline()))[:100]
+    return ""

@@ -33,6 +33,9 @@ from contextlib import contextmanager
 #: Two connections for each heart, and some for everything else.
 _OTHER_DESCRIPTORS = 50
 
+#: Seconds for the monitor to answer a new connection.
+_PATIENCE = 60.0
+
 _COUNTER = struct.Struct("=Q")
 _LONGEST_READ = 65536
 _GREETING = b"\xff" + bytes(8) + b"\x7f\x03\x00" + b"NULL".ljust(20, b"\0") + bytes(32)
@@ -220,10 +223,11 @@ def connect(address: str, kind: bytes, identity: bytes = b"") -> socket.socket:
     scheme, _, rest = address.partition("://")
     if scheme == "ipc":
         made = socket.socket(socket.AF_UNIX)
+        made.settimeout(_PATIENCE)
         made.connect("\0" + rest[1:] if rest.startswith("@") else rest)
     else:
         host, _, port = rest.rpartition(":")
-        made = socket.create_connection((host, int(port)))
+        made = socket.create_connection((host, int(port)), _PATIENCE)
         made.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
     made.sendall(_GREETING + introduction(kind, identity))
     receive(made, len(_GREETING))
@@ -231,6 +235,7 @@ def connect(address: str, kind: bytes, identity: bytes = b"") -> socket.socket:
     receive(made, size)
     if kind == b"SUB":
         made.sendall(_SUBSCRIPTION)
+    made.settimeout(None)
     return made
 
 

@@ -98,7 +98,7 @@ def _hear_all(source: Any) -> None:
         source.recv_multipart()
 
 
-HOSTS: dict[str, Callable[[argparse.Namespace], Any]] = {"ours": Ours, "ipyparallel": Theirs}
+HOSTS: dict[str, Callable[[argparse.Namespace], Any]] = {"thread": Ours, "ipyparallel": Theirs}
 
 
 def main() -> None:

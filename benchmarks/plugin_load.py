@@ -32,8 +32,8 @@ PEERS = ("pytest-timeout", "pytest-xdist")
 LIMITS = {
     "import": ("ms", 2.0),
     "import, CPU": ("ms", 2.0),
-    "modules": ("modules", 8.0),
-    "modules of a run": ("modules", 8.0),
+    "modules": ("", 8.0),
+    "modules of a run": ("", 8.0),
 }
 #: What the README's table does without.
 MINOR = {"import, CPU", "modules"}

@@ -23,6 +23,7 @@ import os
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from collections.abc import Callable
 from contextlib import suppress
@@ -104,11 +105,13 @@ def start(held: Leash, folder: Path, name: str, n: int, traits: dict[str, Any]) 
             env=environment,
             start_new_session=True,
         )
-        assert process.stdin is not None
         assert process.stdout is not None
+        limit = threading.Timer(PATIENCE, process.kill)
+        limit.start()
         try:
             imported, answered = (float(process.stdout.readline() or "nan") for _ in range(2))
         finally:
+            limit.cancel()
             stop(process)
         left = held.wait(_STOP)
         if process.returncode or answered != answered:

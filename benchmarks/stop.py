@@ -17,13 +17,13 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import ipyparallel
 import psutil
-from common import Row, interleave, leash, median, parser, report, settings
+from common import Row, command, interleave, leash, median, parser, report, settings
 
 from pytest_ipcluster import BackgroundCluster
 from pytest_ipcluster.cluster.processes import descendants, is_alive, is_paused, send_signal, wait_gone
@@ -167,12 +167,7 @@ def watched() -> Iterator[set[psutil.Process]]:
 
 def told(processes: set[psutil.Process]) -> list[str]:
     """Say what is alive of these processes."""
-    found = []
-    for process in processes:
-        with suppress(psutil.NoSuchProcess):  # gone meanwhile
-            if is_alive(process):
-                found.append(" ".join(process.cmdline())[:100])
-    return sorted(found)
+    return sorted(filter(None, [command(process) for process in processes if is_alive(process)]))
 
 
 if __name__ == "__main__":

@@ -149,6 +149,15 @@ class TestLeash:
                 assert held.left() == set()
             assert child.poll() is None
 
+    def test_tells_what_outlives_a_wait_without_paths(self, common):
+        with common.leash() as held:
+            child = subprocess.Popen(SLEEPER, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+            child.stdout.readline()
+            (told,) = held.wait(0)
+        with child:
+            assert child.wait(10) < 0
+        assert told.startswith(f"{Path(sys.executable).name} -c import sys")
+
     def test_takes_its_mark_back(self, common, monkeypatch):
         monkeypatch.setenv("PYTHONDONTWRITEBYTECODE", "1")
         with common.leash():

@@ -61,7 +61,7 @@ class DirectMonitor(HeartMonitor):
         """A first pong is there: let more of them come, then take them all."""
         if self._rest():
             self._notice()
-        self._hear()
+        self._drain()
 
     def _rest(self) -> bool:
         """Wait a moment, but for nothing that matters; return whether a connection broke in the meantime."""
@@ -70,6 +70,11 @@ class DirectMonitor(HeartMonitor):
         return bool(self._poller.poll(max(0, int(1000 * min(rest, left, self._ledger.period / 10)))))
 
     def _hear(self) -> None:
+        """Before a beat judges, take what has come in, if there is anybody to judge. The rest wakes us anyway."""
+        if self._ledger.is_waiting:
+            self._drain()
+
+    def _drain(self) -> None:
         """Take everything that has come in; what is beyond the limit after whatever else is due."""
         if not self._inbox.drain(self._limit) and not self._behind:
             self._behind = True
@@ -78,7 +83,7 @@ class DirectMonitor(HeartMonitor):
     def _catch_up(self) -> None:
         self._behind = False
         if self._running:
-            self._hear()
+            self._drain()
 
     def _count_bad_message(self) -> None:
         self.bad_messages += 1
@@ -90,7 +95,7 @@ class DirectMonitor(HeartMonitor):
         broken = self._connections.read()
         if not broken:
             return
-        self._hear()
+        self._drain()
         spoke = [self._connections.drop(descriptor) for descriptor in broken]
         suspects = [heart for heart in spoke if heart in self._ledger.hearts]
         for heart in suspects:

@@ -148,6 +148,11 @@ class Ledger:
         self._take_in_batches()
         return self._responses
 
+    @property
+    def is_waiting(self) -> bool:
+        """Whether there are watched hearts that have not answered the newest ping."""
+        return bool(self.expected or self._admitted)
+
     def pong(self, heart: bytes, token: bytes, now: float) -> Pong:
         """Book one answer and say what it was worth. Any bytes are allowed; nothing here raises."""
         kind = self._weigh(heart, token)

@@ -126,6 +126,12 @@ def test_does_not_outlast_the_next(ipcluster, ipcluster_client):
     assert ipcluster_client[:].apply_async(os.getpid).get(SOON) == [engine.pid for engine in ipcluster.engines]
 
 
+def test_a_kill_is_noticed_by_its_broken_connection(heart_failure):
+    failure = heart_failure.kill(0).wait(SOON)
+    failed = next(e for e in heart_failure.events if e.kind == "failed" and e.heart == failure.heart)
+    assert failed.detail.startswith("its connection broke and its process is gone")
+
+
 def test_all_engines_can_be_lost_at_once(ipcluster, heart_failure):
     failures = heart_failure.kill("all").wait_all(SOON)
     assert [failure.slot for failure in failures] == list(range(ipcluster.n))
