@@ -76,7 +76,7 @@ def block(found: Sequence[Content]) -> str:
     rows = [Row(**_fields(row)) for content in found for row in content["rows"]]
     lines = [_line([title.capitalize() for title in TITLES]), _line(["---"] * len(TITLES))]
     lines += [_line(cells(row)) for row in rows if not row.minor]
-    return "\n".join([*lines, "", *machines(found), ""])
+    return "\n".join([*lines, "", *machines(found), *rounds(found), ""])
 
 
 def _fields(row: Content) -> Content:
@@ -94,6 +94,13 @@ def machines(found: Sequence[Content]) -> list[str]:
     if len(described) > 1:
         sys.exit(f"the figures are from different machines, or with different versions: {described}")
     return list(described)
+
+
+def rounds(found: Sequence[Content]) -> list[str]:
+    """Return a sentence that says how often contestants had their turn, where they took turns."""
+    taken = [(content["benchmark"], content["settings"].get("rounds")) for content in found]
+    told = ", ".join(f"{name} {number}" for name, number in taken if number is not None)
+    return [f"Turns of each: {told}."] if told else []
 
 
 def _describe(machine: Content) -> str:

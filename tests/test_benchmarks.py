@@ -235,13 +235,14 @@ class TestTable:
             common.Row("start of 4", "s", 1.0, 4.0, "theirs", limit_ratio=0.25),
             common.Row("detail", "s", 1.0, minor=True),
         ]
-        common.report("start.py", rows, file=tmp_path / "start.json", settings={}, runs={})
+        common.report("start.py", rows, file=tmp_path / "start.json", settings={"rounds": 7}, runs={})
         return tmp_path
 
     def test_shows_rows_and_machine_but_nothing_minor(self, table, folder):
         text = table.block(table.read(folder))
         assert "| start of 4 | 1 s | 4 s (theirs) | 0.25 | ratio ≤ 0.25: yes |\n" in text
         assert f"Python {platform.python_version()}" in text
+        assert "Turns of each: start 7.\n" in text
         assert "detail" not in text
 
     def test_tells_what_is_not_there(self, table, folder, capsys):
