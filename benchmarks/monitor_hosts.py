@@ -21,6 +21,9 @@ from hearts_load import allow_descriptors
 #: Two connections for each of 9,000 hearts, and some more.
 _DESCRIPTORS = 18_500
 
+#: Seconds for the monitor to listen.
+_PATIENCE = 30.0
+
 
 class Ours:
     """A MonitorThread; with ``busy``, beside a main thread that computes all the time."""
@@ -121,7 +124,8 @@ def arguments() -> argparse.ArgumentParser:
 
 def answer(host: Any) -> None:
     """Answer each line with an account, once it listens; end the process when there are no more."""
-    host.listens.wait()
+    if not host.listens.wait(_PATIENCE):
+        os._exit(1)
     print("{}", flush=True)
     clock = time.pthread_getcpuclockid(host.python.ident)
     for _ in sys.stdin:
