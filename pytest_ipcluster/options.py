@@ -12,7 +12,6 @@ import math
 import os
 import shlex
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
@@ -35,7 +34,6 @@ __all__ = [
     "PROFILE",
     "START_TIMEOUT",
     "TIMEOUT",
-    "Found",
     "N",
     "Option",
     "add_options",
@@ -131,20 +129,30 @@ def _text_or_none(text: str) -> str | None:
 # -- the table
 
 
-@dataclass(frozen=True, slots=True)
 class Option(Generic[T]):
     """One option: its name in snake case, from which the three spellings follow, and what its value may be.
 
-    ``default_told`` is how ``--help`` writes a default that would not read well as it is.
+    ``default_told`` is how ``--help`` writes a default that would not read well as it is. No dataclass: that takes a
+    millisecond to define, and this is imported in every run of pytest.
     """
 
-    name: str
-    metavar: str
-    default: T
-    convert: Callable[[str], object]
-    check: Callable[[object], T]
-    help: str
-    default_told: str | None = None
+    def __init__(
+        self,
+        name: str,
+        metavar: str,
+        default: T,
+        convert: Callable[[str], object],
+        check: Callable[[object], T],
+        help: str,  # noqa: A002 - as pytest and argparse call it
+        default_told: str | None = None,
+    ) -> None:
+        self.name = name
+        self.metavar = metavar
+        self.default = default
+        self.convert = convert
+        self.check = check
+        self.help = help
+        self.default_told = default_told
 
     @property
     def flag(self) -> str:
@@ -278,24 +286,17 @@ def add_options(parser: pytest.Parser) -> None:
 # -- looking a value up
 
 
-@dataclass(frozen=True, slots=True)
-class Found(Generic[T]):
-    """A valid value, and the place where it was given."""
-
-    value: T
-    source: str
-
-
-def find(option: Option[T], config: pytest.Config) -> Found[T]:
+def find(option: Option[T], config: pytest.Config) -> tuple[T, str]:
     """Look for the option's value: command line, then environment, then ini file, then the default.
 
-    Raises :class:`pytest.UsageError` when the value that wins is not accepted.
+    Returns the valid value, and the place where it was given. Raises :class:`pytest.UsageError` when the one that wins
+    is not accepted.
     """
     for place, spelling, text in _places(option, config):
         if text is not None:
             value = _validated(option, text, told=f"{spelling}={text!r} (from the {place})")
-            return Found(value, f"{place} variable {spelling}" if spelling == option.env else place)
-    return Found(option.default, DEFAULT)
+            return value, f"{place} variable {spelling}" if spelling == option.env else place
+    return option.default, DEFAULT
 
 
 def _places(option: Option[T], config: pytest.Config) -> Iterator[tuple[str, str, str | None]]:

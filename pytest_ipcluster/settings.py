@@ -5,12 +5,9 @@ validated before anything is started; each mistake is one line of a :class:`pyte
 value, the place where it was given, and what is accepted.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, field, replace
 from types import MappingProxyType
-from typing import Any
+from typing import Any, NamedTuple
 
 import pytest
 
@@ -41,8 +38,7 @@ MARKER_HELP = (
 )
 
 
-@dataclass(frozen=True, slots=True)
-class Shape:
+class Shape(NamedTuple):
     """What makes one cluster different from another; tests of equal shape share a cluster.
 
     ``engines`` is the launcher, ``extra_args`` go to ``ipcluster start``, ``profile`` None is a private profile.
@@ -54,8 +50,7 @@ class Shape:
     profile: str | None
 
 
-@dataclass(frozen=True, slots=True)
-class Settings:
+class Settings(NamedTuple):
     """The options of one run, validated.
 
     ``shape`` is the cluster of tests that carry no marker. ``heart_period`` is in milliseconds, ``start_timeout``,
@@ -71,7 +66,7 @@ class Settings:
     timeout: float
     kill_after: float
     leaks: str
-    sources: Mapping[str, str] = field(compare=False)
+    sources: Mapping[str, str]
 
 
 #: Where the run's settings are kept: ``config.stash[SETTINGS]``.
@@ -83,9 +78,8 @@ def read_settings(config: pytest.Config) -> Settings:
     sources: dict[str, str] = {}
 
     def value(option: options.Option[options.T]) -> options.T:
-        found = options.find(option, config)
-        sources[option.name] = found.source
-        return found.value
+        found, sources[option.name] = options.find(option, config)
+        return found
 
     profile, engines = value(options.PROFILE), value(options.ENGINES)
     if profile is not None and sources[options.ENGINES.name] == options.DEFAULT:
@@ -124,7 +118,7 @@ def shape_for(settings: Settings, markers: Iterable[pytest.Mark], nodeid: str) -
         raise pytest.UsageError(*mistakes)
     asked = _closest(markers)
     asked.pop("requires", None)
-    return replace(settings.shape, **asked)
+    return settings.shape._replace(**asked)
 
 
 def missing_faults(shape: Shape, markers: Iterable[pytest.Mark]) -> tuple[str, ...]:

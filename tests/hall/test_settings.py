@@ -1,7 +1,5 @@
 from __future__ import annotations
 
-import dataclasses
-
 import pytest
 
 from pytest_ipcluster.settings import (
@@ -36,14 +34,14 @@ def shape(*markers):
 
 
 def test_shapes_of_equal_values_are_equal_and_hash_alike():
-    one, other = (dataclasses.replace(SETTINGS.shape, extra_args=("--b",)) for _ in range(2))
+    one, other = (SETTINGS.shape._replace(extra_args=("--b",)) for _ in range(2))
     assert {one} == {other}
 
 
 @pytest.mark.parametrize("value", [SETTINGS, SETTINGS.shape], ids=["settings", "shape"])
 def test_values_are_frozen(value):
-    with pytest.raises(dataclasses.FrozenInstanceError):
-        setattr(value, dataclasses.fields(value)[0].name, 1)
+    with pytest.raises(AttributeError):
+        setattr(value, value._fields[0], 1)
 
 
 def test_sources_can_not_be_changed(hall):
@@ -72,7 +70,7 @@ def test_without_marker_the_shape_is_that_of_the_settings():
     ],
 )
 def test_marker_keyword_wins_over_the_settings(keywords, changed):
-    assert shape(mark(**keywords)) == dataclasses.replace(SETTINGS.shape, **changed)
+    assert shape(mark(**keywords)) == SETTINGS.shape._replace(**changed)
 
 
 def test_each_keyword_comes_from_the_closest_marker_that_gives_it():
@@ -144,5 +142,5 @@ def test_header_is_one_line_that_tells_what_is_not_a_default():
 
 
 def test_header_of_one_engine_is_in_the_singular():
-    settings = dataclasses.replace(SETTINGS, shape=dataclasses.replace(SETTINGS.shape, n=1))
+    settings = SETTINGS._replace(shape=SETTINGS.shape._replace(n=1))
     assert header_line(settings).startswith("ipcluster: 1 engine (local);")
