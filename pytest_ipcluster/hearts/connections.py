@@ -36,7 +36,7 @@ class Connections:
         # libzmq waits where a notice finds no room, and would hold up every heart.
         self.notices.rcvhwm = 0
         address = f"inproc://ipcluster-connections-{id(self):x}"
-        socket.monitor(address, zmq.EVENT_HANDSHAKE_SUCCEEDED | zmq.EVENT_DISCONNECTED)
+        socket.monitor(address, zmq.EVENT_ACCEPTED | zmq.EVENT_DISCONNECTED)
         self.notices.connect(address)
 
     def heard(self, heart: bytes, frame: zmq.Frame) -> None:

@@ -14,9 +14,9 @@ from pytest_ipcluster.hearts.suspects import Suspects
 
 __all__ = ["DirectMonitor"]
 
-#: Seconds to wait for more pongs before any is read, with few hearts and with many: each wake-up costs as much as
-#: dozens of pongs.
-_REST, _LONG_REST, _MANY = 0.001, 0.005, 50
+#: Seconds to wait for more pongs before any is read, for a wake-up costs as much as a hundred pongs: for each heart, at
+#: least, and at most; and never more than this share of a period.
+_REST, _SHORTEST_REST, _LONGEST_REST, _SHARE = 50e-6, 0.001, 0.02, 0.1
 #: Seconds to the next beat, and since the last question, that make an extra ping worth while.
 _SOON = 0.1
 
@@ -65,9 +65,9 @@ class DirectMonitor(HeartMonitor):
 
     def _rest(self) -> bool:
         """Wait a moment, but for nothing that matters; return whether a connection broke in the meantime."""
-        rest = _LONG_REST if len(self._ledger.hearts) > _MANY else _REST
+        rest = min(max(_SHORTEST_REST, _REST * len(self._ledger.hearts)), _LONGEST_REST, _SHARE * self._ledger.period)
         left = (self._ledger.deadline or 0.0) - self._clock()
-        return bool(self._poller.poll(max(0, int(1000 * min(rest, left, self._ledger.period / 10)))))
+        return bool(self._poller.poll(max(0, int(1000 * min(rest, left)))))
 
     def _hear(self) -> None:
         """Before a beat judges, take what has come in, if there is anybody to judge. The rest wakes us anyway."""

@@ -212,8 +212,9 @@ class Ledger:
         """Watch a heart from now on, whatever was known about it."""
         self._forgotten.discard(heart)
         self.tombstones.pop(heart, None)
-        self.hearts.add(heart)
-        self._admitted.add(heart)
+        if heart not in self.hearts:
+            self.hearts.add(heart)
+            self._admitted.add(heart)
 
     def condemn(self, heart: bytes, now: float) -> Failure | None:
         """Fail a watched heart at once, for a reason that is not a missed beat.

@@ -473,6 +473,13 @@ def test_answers_booked_at_once_are_answers(bench: Bench) -> None:
     assert bench.beat().missed == {}
 
 
+def test_watched_heart_that_is_admitted_once_more_has_missed_nothing(bench: Bench) -> None:
+    bench.beat(A)
+    bench.ledger.admit(A)
+    take(bench, A)
+    assert bench.beat().missed == {}
+
+
 def test_heart_that_has_answered_at_once_with_others_has_answered(bench: Bench) -> None:
     bench.beat(A)
     take(bench, A)
