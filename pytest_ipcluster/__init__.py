@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     )
     from pytest_ipcluster.hearts.heart import Heart
     from pytest_ipcluster.hearts.monitor import HeartMonitor
+    from pytest_ipcluster.hearts.process import MonitorProcess
     from pytest_ipcluster.hearts.thread import MonitorThread
 
 __version__ = "0.1.0"
@@ -41,6 +42,7 @@ __all__ = [
     "HeartMonitor",
     "IpclusterLeakWarning",
     "LeakError",
+    "MonitorProcess",
     "MonitorThread",
     "RepairError",
     "UnexpectedDeathError",
@@ -60,6 +62,7 @@ _HOMES = {
     "HeartMonitor": "pytest_ipcluster.hearts.monitor",
     "IpclusterLeakWarning": "pytest_ipcluster.errors",
     "LeakError": "pytest_ipcluster.errors",
+    "MonitorProcess": "pytest_ipcluster.hearts.process",
     "MonitorThread": "pytest_ipcluster.hearts.thread",
     "RepairError": "pytest_ipcluster.errors",
     "UnexpectedDeathError": "pytest_ipcluster.errors",

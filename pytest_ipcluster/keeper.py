@@ -27,6 +27,9 @@ if TYPE_CHECKING:
     from pytest_ipcluster.deathwatch import DeathWatch
     from pytest_ipcluster.hearts.thread import MonitorThread
 
+#: From so many hearts on a thread beside a test that computes is late for its beats.
+_MANY_HEARTS = 32
+
 __all__ = ["Keeper", "importable_folders", "test_files"]
 
 #: Seconds that the local cluster of a run that is gone gets to end by itself.
@@ -116,7 +119,7 @@ class Keeper:
         for limit in [*self._folder.limits, *launcher_limits(shape.engines, self._folder.forkserver)]:
             self.events.add("limited", detail=limit)
         try:
-            hearts = self._listen(*self._folder.heart_urls())
+            hearts = self._listen(*self._folder.heart_urls(), n=shape.n)
             self._cluster = BackgroundCluster(
                 folder=self._folder,
                 n=shape.n,
@@ -151,10 +154,12 @@ class Keeper:
         for heart in self.hearts.call(lambda: list(self.hearts.monitor.hearts)):
             self._forget(heart)
 
-    def _listen(self, ping: str, pong: str) -> MonitorThread:
+    def _listen(self, ping: str, pong: str, *, n: int) -> MonitorThread:
+        from pytest_ipcluster.hearts.process import MonitorProcess
         from pytest_ipcluster.hearts.thread import MonitorThread
 
-        self._hearts = MonitorThread(
+        apart = self._settings.monitor == "process" or (self._settings.monitor == "auto" and n >= _MANY_HEARTS)
+        self._hearts = (MonitorProcess if apart and os.name == "posix" else MonitorThread)(
             ping,
             pong,
             period=self._settings.heart_period,

@@ -30,6 +30,7 @@ __all__ = [
     "HEART_PERIOD",
     "KILL_AFTER",
     "LEAKS",
+    "MONITOR",
     "OPTIONS",
     "PROFILE",
     "START_TIMEOUT",
@@ -222,6 +223,14 @@ HEART_MISSES = Option(
     check=_whole("heartbeats"),
     help="heartbeats that an engine misses, one after the other, before it is taken for failed",
 )
+MONITOR = Option(
+    "monitor",
+    metavar="{auto,thread,process}",
+    default="auto",
+    convert=str,
+    check=_one_of("auto", "thread", "process"),
+    help="where the heart monitor runs: in pytest or in a process of its own; auto is process from 32 engines on",
+)
 START_TIMEOUT = Option(
     "start_timeout",
     metavar="S",
@@ -266,6 +275,7 @@ OPTIONS: Sequence[Option[Any]] = (
     PROFILE,
     HEART_PERIOD,
     HEART_MISSES,
+    MONITOR,
     START_TIMEOUT,
     TIMEOUT,
     KILL_AFTER,

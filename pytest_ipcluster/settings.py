@@ -54,14 +54,15 @@ class Settings(NamedTuple):
     """The options of one run, validated.
 
     ``shape`` is the cluster of tests that carry no marker. ``heart_period`` is in milliseconds, ``start_timeout``,
-    ``timeout`` and ``kill_after`` are in seconds, ``leaks`` is "fail", "warn" or "off". ``sources`` tells for each
-    option (``n``, ``heart_period`` ...) where its value came from: "command line", "environment variable
-    PYTEST_IPCLUSTER_N", "ini file" or "default".
+    ``timeout`` and ``kill_after`` are in seconds, ``monitor`` is "auto", "thread" or "process", ``leaks`` is "fail",
+    "warn" or "off". ``sources`` tells for each option (``n``, ``heart_period`` ...) where its value came from: "command
+    line", "environment variable PYTEST_IPCLUSTER_N", "ini file" or "default".
     """
 
     shape: Shape
     heart_period: float
     heart_misses: int
+    monitor: str
     start_timeout: float
     timeout: float
     kill_after: float
@@ -89,6 +90,7 @@ def read_settings(config: pytest.Config) -> Settings:
         shape=Shape(n=value(options.N), engines=engines, extra_args=value(options.ARGS), profile=profile),
         heart_period=value(options.HEART_PERIOD),
         heart_misses=value(options.HEART_MISSES),
+        monitor=value(options.MONITOR),
         start_timeout=value(options.START_TIMEOUT),
         timeout=value(options.TIMEOUT),
         kill_after=value(options.KILL_AFTER),

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 import zmq
 
 from pytest_ipcluster.hearts.connections import Connections
 from pytest_ipcluster.hearts.inbox import Inbox
-from pytest_ipcluster.hearts.monitor import HandlerError, HeartMonitor
-from pytest_ipcluster.hearts.suspects import Suspects
+from pytest_ipcluster.hearts.suspects import SuspiciousMonitor
 
 __all__ = ["DirectMonitor"]
 
@@ -21,16 +19,11 @@ _REST, _SHORTEST_REST, _LONGEST_REST, _SHARE = 50e-6, 0.001, 0.02, 0.1
 _SOON = 0.1
 
 
-class DirectMonitor(HeartMonitor):
-    """What :class:`MonitorThread` runs. The streams are only there to be looked at.
+class DirectMonitor(SuspiciousMonitor):
+    """What :class:`MonitorThread` runs. The streams are only there to be looked at."""
 
-    ``gone`` says whether the process of a heart whose connection has broken has ended; None if it cannot tell.
-    """
-
-    def __init__(self, *, gone: Callable[[bytes], bool | None] | None = None, **kwargs: Any) -> None:
+    def __init__(self, **kwargs: Any) -> None:
         super().__init__(**kwargs)
-        self._gone = gone
-        self._suspects = Suspects(self._is_gone, self._condemn, self._later)
         self._asked_at = 0.0
         self._behind = False
 
@@ -98,31 +91,11 @@ class DirectMonitor(HeartMonitor):
         self._drain()
         spoke = [self._connections.drop(descriptor) for descriptor in broken]
         suspects = [heart for heart in spoke if heart in self._ledger.hearts]
-        for heart in suspects:
-            self._suspects.add(heart)
-        self._ask_again([heart for heart in suspects if heart in self._ledger.hearts])
+        self._ask_again(self._suspect(suspects))
 
     def _ask_again(self, hearts: list[bytes]) -> None:
         """Send a ping out of turn to hearts that may well be alive, unless the next one is due soon."""
-        for heart in hearts:
-            self._note("suspected", heart, "its connection broke", at=self._clock())
         now = self._clock()
         if hearts and (self._ledger.deadline or 0.0) - now > _SOON < now - self._asked_at:
             self._asked_at = now
             self._send(self._ledger.ask())
-
-    def _is_gone(self, heart: bytes) -> bool | None:
-        """Look whether the process has ended; what the question raises is treated as if a handler had raised it."""
-        if self._gone is None or heart not in self._ledger.hearts or not self._running:
-            return None
-        try:
-            return self._gone(heart)
-        except Exception as error:
-            self._handler_errors.append(HandlerError(self._gone, heart, error))
-            return None
-
-    def _condemn(self, heart: bytes) -> None:
-        self._fail(heart, "its connection broke and its process is gone, ")
-
-    def _later(self, seconds: float, function: Callable[[], None]) -> None:
-        self.loop.call_later(seconds, function)

@@ -10,7 +10,7 @@ from __future__ import annotations
 import secrets
 from collections import Counter, deque
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from enum import StrEnum
 from hashlib import blake2b
 
@@ -233,6 +233,30 @@ class Ledger:
         for batch in (*self._old_batches, *self._batches):
             batch.discard(heart)
         self._forgotten.add(heart)
+
+    def adopt(self, beat: Beat) -> Beat:
+        """Take over what a beat of another ledger has found, and return what of it is news here.
+
+        For one that books no pongs itself: the other one is in the process that watches.
+        """
+        failed = tuple(failure for failure in beat.failed if failure.heart in self.hearts)
+        missed = {heart: count for heart, count in beat.missed.items() if heart in self.hearts}
+        for failure in failed:
+            self._strike(failure.heart)
+            self.tombstones[failure.heart] = failure
+        if not beat.stalled:
+            self._missed = {heart: count for heart, count in missed.items() if heart in self.hearts}
+            self.on_probation.intersection_update(self._missed)
+            self.on_probation.update(self._missed)
+        new, returned = (
+            tuple(heart for heart in hearts if heart not in self._forgotten and heart not in self.hearts)
+            for hearts in (beat.new, beat.returned)
+        )
+        return replace(beat, new=new, missed=missed, failed=failed, returned=returned)
+
+    def heard(self, heart: bytes, at: float | None) -> None:
+        """Say when the last answer of a heart came that counted, where another ledger books them."""
+        self._heard[heart] = (self._sequence, at)
 
     def last_pong(self, heart: bytes) -> float | None:
         """Return when the last answer came that counted."""

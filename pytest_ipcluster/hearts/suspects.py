@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
+from typing import Any
 
-__all__ = ["Suspects"]
+from pytest_ipcluster.hearts.monitor import HandlerError, HeartMonitor
+
+__all__ = ["Suspects", "SuspiciousMonitor"]
 
 #: A process that dies closes its connections before it has ended; these are the pauses between two looks (seconds).
 _FIRST_PAUSE, _LONGEST_PAUSE = 0.001, 0.256
@@ -58,3 +61,41 @@ class Suspects:
             self._condemn(heart)
         elif gone is False and pause <= _LONGEST_PAUSE:
             self._later(pause, lambda: self._ask(heart, 2 * pause))
+
+
+class SuspiciousMonitor(HeartMonitor):
+    """A monitor that does not wait for missed beats when a connection has broken and the process is gone.
+
+    ``gone`` says whether the process of a heart whose connection has broken has ended; None if it cannot tell.
+    """
+
+    def __init__(self, *, gone: Callable[[bytes], bool | None] | None = None, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self._gone = gone
+        self._suspects = Suspects(self._is_gone, self._condemn, self._later)
+
+    def _suspect(self, hearts: Iterable[bytes]) -> list[bytes]:
+        """Suspect hearts whose connection has broken; return those that may well be alive."""
+        hearts = list(hearts)
+        for heart in hearts:
+            self._suspects.add(heart)
+        alive = [heart for heart in hearts if heart in self._ledger.hearts]
+        for heart in alive:
+            self._note("suspected", heart, "its connection broke", at=self._clock())
+        return alive
+
+    def _is_gone(self, heart: bytes) -> bool | None:
+        """Look whether the process has ended; what the question raises is treated as if a handler had raised it."""
+        if self._gone is None or heart not in self._ledger.hearts or not self._running:
+            return None
+        try:
+            return self._gone(heart)
+        except Exception as error:
+            self._handler_errors.append(HandlerError(self._gone, heart, error))
+            return None
+
+    def _condemn(self, heart: bytes) -> None:
+        self._fail(heart, "its connection broke and its process is gone, ")
+
+    def _later(self, seconds: float, function: Callable[[], None]) -> None:
+        self.loop.call_later(seconds, function)

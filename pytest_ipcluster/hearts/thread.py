@@ -17,7 +17,7 @@ from pytest_ipcluster.hearts.direct import DirectMonitor
 from pytest_ipcluster.hearts.monitor import HeartMonitor
 from pytest_ipcluster.report.events import Event, EventLog
 
-__all__ = ["MonitorThread"]
+__all__ = ["MonitorThread", "bind", "remove_socket_files"]
 
 _Result = TypeVar("_Result")
 
@@ -165,14 +165,14 @@ class MonitorThread:
 
     def _serve(self, stack: ExitStack) -> None:
         """Listen, announce it, and beat until told to stop; what is opened here is closed in the reverse order."""
-        stack.callback(self._remove_socket_files)
+        stack.callback(lambda: remove_socket_files(self.ping_url, self.pong_url))
         context = zmq.Context()
         stack.callback(context.destroy, linger=0)
         loop = IOLoop(make_current=False)
         stack.callback(loop.close)
         stack.callback(self._refuse_calls)
-        ping, self.ping_url = _bind(context.socket(zmq.PUB), self.ping_url)
-        pong, self.pong_url = _bind(context.socket(zmq.ROUTER), self.pong_url)
+        ping, self.ping_url = bind(context.socket(zmq.PUB), self.ping_url)
+        pong, self.pong_url = bind(context.socket(zmq.ROUTER), self.pong_url)
         streams = [ZMQStream(socket, loop) for socket in (ping, pong)]
         for stream in streams:
             stack.callback(stream.close, linger=0)
@@ -210,15 +210,8 @@ class MonitorThread:
             future.cancel()
             future.set_running_or_notify_cancel()
 
-    def _remove_socket_files(self) -> None:
-        """Do what libzmq leaves to us when it closes an ipc socket."""
-        for url in (self.ping_url, self.pong_url):
-            path = Path(url.removeprefix("ipc://"))
-            if url.startswith("ipc://") and path.is_socket():
-                path.unlink(missing_ok=True)
 
-
-def _bind(socket: zmq.Socket[bytes], url: str) -> tuple[zmq.Socket[bytes], str]:
+def bind(socket: zmq.Socket[bytes], url: str) -> tuple[zmq.Socket[bytes], str]:
     """Bind a socket that strangers cannot make us pay for; return it with the address it really got."""
     socket.linger = 0
     socket.sndbuf = _BYTES_WAITING
@@ -227,6 +220,14 @@ def _bind(socket: zmq.Socket[bytes], url: str) -> tuple[zmq.Socket[bytes], str]:
     socket.setsockopt(zmq.HANDSHAKE_IVL, _HANDSHAKE_LIMIT)
     socket.bind(url)
     return socket, socket.getsockopt_string(zmq.LAST_ENDPOINT)
+
+
+def remove_socket_files(*urls: str) -> None:
+    """Do what libzmq leaves to us when it closes an ipc socket."""
+    for url in urls:
+        path = Path(url.removeprefix("ipc://"))
+        if url.startswith("ipc://") and path.is_socket():
+            path.unlink(missing_ok=True)
 
 
 def _is_arrival(event: Event, heart: bytes) -> bool:

@@ -21,6 +21,7 @@ GOOD = [
     ("heart_period", "50", 50.0, 100.0),
     ("heart_period", "0.5", 0.5, 100.0),
     ("heart_misses", "1", 1, 3),
+    *[("monitor", word, word, "auto") for word in ("auto", "thread", "process")],
     ("start_timeout", "1e2", 100.0, 60.0),
     ("timeout", "0", 0.0, 300.0),
     ("timeout", "12.5", 12.5, 300.0),
@@ -41,6 +42,7 @@ BAD = [
     *[("leaks", text, "one of fail, warn, off") for text in ("", "Fail", "no")],
     ("args", "--a 'b", "arguments quoted as for a shell (No closing quotation)"),
     ("engines", "nope", "one of "),
+    ("monitor", "fork", "one of "),
     ("engines", "", "one of "),
     ("profile", "nope", "the name of a profile in "),
 ]
@@ -58,7 +60,7 @@ def value_of(settings, name):
 
 
 def test_the_table_holds_exactly_the_options_of_this_release():
-    names = "n args engines profile heart_period heart_misses start_timeout timeout kill_after leaks"
+    names = "n args engines profile heart_period heart_misses monitor start_timeout timeout kill_after leaks"
     assert {option.name for option in OPTIONS} == set(names.split())
 
 
@@ -188,6 +190,7 @@ class TestHelp:
             ("--ipcluster-profile=NAME", "none: a private, temporary one"),
             ("--ipcluster-heart-period=MS", "100"),
             ("--ipcluster-heart-misses=N", "3"),
+            ("--ipcluster-monitor={auto,thread,process}", "auto"),
             ("--ipcluster-start-timeout=S", "60"),
             ("--ipcluster-timeout=S", "300"),
             ("--ipcluster-kill-after=S", "5"),

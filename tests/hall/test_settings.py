@@ -15,6 +15,7 @@ SETTINGS = Settings(
     shape=Shape(n=2, engines="local", extra_args=("--a",), profile="science"),
     heart_period=100.0,
     heart_misses=3,
+    monitor="auto",
     start_timeout=60.0,
     timeout=300.0,
     kill_after=5.0,

@@ -114,13 +114,13 @@ def test_senseless_setting_is_raised_by_start() -> None:
 
 
 def test_start_that_takes_too_long_says_what_it_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
-    go_on, real = threading.Event(), thread_module._bind
+    go_on, real = threading.Event(), thread_module.bind
 
     def slow(socket: zmq.Socket[bytes], url: str) -> tuple[zmq.Socket[bytes], str]:
         go_on.wait(30)
         return real(socket, url)
 
-    monkeypatch.setattr(thread_module, "_bind", slow)
+    monkeypatch.setattr(thread_module, "bind", slow)
     thread = MonitorThread()
     with pytest.raises(TimeoutError, match=r"did not listen on tcp://127\.0\.0\.1:\* .* within 0.01 s"):
         thread.start(timeout=0.01)

@@ -1,0 +1,242 @@
+"""The monitor in a process of its own: what the thread does, and no more of it than a test can see."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable
+from contextlib import ExitStack
+from pathlib import Path
+
+import psutil
+import pytest
+import zmq
+
+from pytest_ipcluster.hearts.heart import Heart
+from pytest_ipcluster.hearts.process import MonitorProcess
+from pytest_ipcluster.report.events import Event
+
+A, B = b"heart-a", b"heart-b"
+NAME = "ipcluster-heart-monitor"
+SOON = 30.0
+
+StartHeart = Callable[[MonitorProcess, bytes], Heart]
+StartEngine = Callable[[MonitorProcess, bytes], "subprocess.Popen[str]"]
+Start = Callable[..., MonitorProcess]
+
+
+@pytest.fixture
+def start(ending: ExitStack) -> Start:
+    def start(**kwargs: object) -> MonitorProcess:
+        monitor = MonitorProcess(**{"period": 50.0, **kwargs})
+        ending.callback(monitor.stop)
+        monitor.start()
+        return monitor
+
+    return start
+
+
+def wait_for(monitor: MonitorProcess, kind: str, heart: bytes | None = None, since: int = 0) -> Event:
+    log = monitor.events
+    event = log.wait_for(lambda event: event.kind == kind and event.heart == heart, SOON, since=since)
+    assert event is not None, f"no {kind!r} of {heart!r} among {log.since()}"
+    return event
+
+
+def beats_from_now(monitor: MonitorProcess, count: int) -> None:
+    """Wait for so many beats."""
+    for _ in range(count):
+        before = monitor.monitor.tic
+        while monitor.monitor.tic == before:
+            time.sleep(0.001)
+
+
+# -- the process
+
+
+def test_the_monitor_is_another_process_and_its_handlers_are_called_here(start: Start, start_heart: StartHeart) -> None:
+    monitor, told = start(), []
+    monitor.monitor.add_new_heart_handler(lambda heart: told.append((heart, threading.current_thread().name)))
+    assert monitor.process is not None
+    assert monitor.process.pid != os.getpid()
+    start_heart(monitor, A)
+    wait_for(monitor, "new heart", A)
+    assert told == [(A, NAME)]
+    assert monitor.monitor.hearts == {A}
+
+
+def test_nothing_of_it_is_left(start: Start, folder: Path) -> None:
+    monitor = start(ping=f"ipc://{folder}/ping", pong=f"ipc://{folder}/pong")
+    assert {path.name for path in folder.iterdir()} == {"ping", "pong"}
+    monitor.stop()
+    monitor.stop()
+    assert monitor.process is not None
+    assert monitor.process.returncode == 0
+    assert list(folder.iterdir()) == []
+
+
+def test_a_killed_process_leaves_no_socket_files(start: Start, folder: Path) -> None:
+    monitor = start(ping=f"ipc://{folder}/ping", pong=f"ipc://{folder}/pong")
+    monitor.process.kill()
+    wait_for(monitor, "monitor lost")
+    monitor.stop()
+    assert list(folder.iterdir()) == []
+
+
+@pytest.mark.parametrize("address", ["nonsense", "ipc:///no/such/folder/ping"])
+def test_an_address_that_cannot_be_bound_is_raised_by_start(address: str) -> None:
+    monitor = MonitorProcess(ping=address)
+    with pytest.raises(zmq.ZMQError):
+        monitor.start()
+    assert monitor.process.returncode == 0
+
+
+def test_it_can_ask_nobody_whom_to_accept() -> None:
+    with pytest.raises(TypeError, match="accept"):
+        MonitorProcess(accept=bool)
+
+
+def test_it_beats_there_and_not_here(start: Start) -> None:
+    monitor = start()
+    with pytest.raises(RuntimeError, match="a process of its own"):
+        monitor.call(monitor.monitor.beat)
+
+
+@pytest.mark.parametrize("signum", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT])
+def test_signals_that_are_meant_for_pytest_do_not_end_it(start: Start, signum: int) -> None:
+    monitor = start()
+    os.kill(monitor.process.pid, signum)
+    beats_from_now(monitor, 3)
+    assert monitor.process.poll() is None
+
+
+def test_it_ends_when_the_one_who_has_started_it_is_killed() -> None:
+    program = """
+from pytest_ipcluster.hearts.process import MonitorProcess
+monitor = MonitorProcess()
+monitor.start()
+print(monitor.process.pid, flush=True)
+monitor.wait_for_heart(b"never", 600)
+"""
+    with subprocess.Popen([sys.executable, "-c", program], stdout=subprocess.PIPE, text=True) as owner:
+        watcher = psutil.Process(int(owner.stdout.readline()))
+        owner.kill()
+        watcher.wait(SOON)
+
+
+def test_its_unasked_end_fails_the_test_and_nobody_is_watched(start: Start, start_heart: StartHeart) -> None:
+    monitor = start()
+    start_heart(monitor, A)
+    monitor.wait_for_heart(A)
+    monitor.process.kill()
+    wait_for(monitor, "monitor lost")
+    assert monitor.monitor.hearts == set()
+    with pytest.raises(ChildProcessError, match="the process of the heart monitor has ended"):
+        monitor.monitor.raise_handler_errors()
+
+
+# -- verdicts
+
+
+def test_a_silent_heart_is_failed_once_and_may_come_back(start: Start, start_engine: StartEngine) -> None:
+    monitor, told = start(), []
+    for kind in ("new_heart", "heart_failure", "heart_return"):
+        getattr(monitor.monitor, f"add_{kind}_handler")(lambda _heart, kind=kind: told.append(kind))
+    engine = start_engine(monitor, A)
+    monitor.wait_for_heart(A)
+    engine.send_signal(signal.SIGSTOP)
+    failed = wait_for(monitor, "failed", A)
+    assert "last pong" in failed.detail
+    assert monitor.monitor.hearts == monitor.monitor.on_probation == set()
+    assert monitor.monitor.failure_of(A).misses == 3
+    missed = [event.detail for event in monitor.events.since() if event.kind == "missed"]
+    assert missed == ["1 of 3", "2 of 3", "3 of 3"]
+    engine.send_signal(signal.SIGCONT)
+    wait_for(monitor, "returned", A)
+    assert told == ["new_heart", "heart_failure", "heart_return", "new_heart"]
+    assert monitor.monitor.hearts == {A}
+
+
+def test_a_killed_heart_is_noticed_between_two_beats(start: Start, start_engine: StartEngine) -> None:
+    engines = {}
+    monitor = start(gone=lambda heart: engines[heart].poll() is not None)
+    engines[A] = start_engine(monitor, A)
+    monitor.wait_for_heart(A)
+    beats_from_now(monitor, 2)
+    monitor.call(setattr, monitor.monitor, "period", 600_000.0)
+    beats_from_now(monitor, 1)
+    engines[A].kill()
+    failed = wait_for(monitor, "failed", A)
+    assert failed.detail.startswith("its connection broke and its process is gone, last pong ")
+    assert monitor.monitor.failure_of(A).last_pong is not None
+
+
+def test_a_verdict_from_here_is_one_there(start: Start, start_heart: StartHeart) -> None:
+    monitor, failed = start(), []
+    monitor.monitor.add_heart_failure_handler(failed.append)
+    start_heart(monitor, A)
+    monitor.wait_for_heart(A)
+    mark = len(monitor.events)
+    monitor.call(monitor.monitor.handle_heart_failure, A)
+    assert failed == [A]
+    wait_for(monitor, "returned", A, since=mark)  # it answers pings from after its failure
+    assert failed == [A]
+
+
+def test_a_forgotten_heart_is_not_heard_of_until_it_is_admitted(start: Start, start_heart: StartHeart) -> None:
+    monitor = start()
+    start_heart(monitor, A)
+    monitor.wait_for_heart(A)
+    mark = len(monitor.events)
+    monitor.call(monitor.monitor.forget, A)
+    beats_from_now(monitor, 5)
+    assert [event.kind for event in monitor.events.since(mark)] == ["forgotten"]
+    assert monitor.monitor.hearts == set()
+    monitor.call(monitor.monitor.handle_new_heart, A)
+    beats_from_now(monitor, 5)
+    assert monitor.monitor.hearts == {A}
+    assert "failed" not in {event.kind for event in monitor.events.since(mark)}
+
+
+def test_settings_hold_there_as_well(start: Start, start_engine: StartEngine) -> None:
+    monitor = start()
+    engine = start_engine(monitor, A)
+    monitor.wait_for_heart(A)
+    monitor.call(setattr, monitor.monitor, "misses", 5)
+    beats_from_now(monitor, 2)
+    engine.send_signal(signal.SIGSTOP)
+    wait_for(monitor, "failed", A)
+    assert monitor.monitor.failure_of(A).misses == 5
+
+
+def test_no_beat_is_skipped_beside_a_thread_that_computes(start: Start, start_heart: StartHeart) -> None:
+    monitor = start()
+    for number in range(8):
+        start_heart(monitor, b"%d" % number)
+        monitor.wait_for_heart(b"%d" % number)
+    context = zmq.Context()
+    pings = context.socket(zmq.SUB)
+    pings.subscribe(b"")
+    pings.connect(monitor.ping_url)
+    pings.recv()
+    before = monitor.monitor.lifetime
+    sys.setswitchinterval(1.0)  # whoever computes keeps the interpreter for so many seconds
+    try:
+        end = time.monotonic() + 20 * 0.05
+        while time.monotonic() < end:
+            pass
+    finally:
+        sys.setswitchinterval(0.005)
+    while monitor.monitor.lifetime - before < 20 * 0.05:
+        time.sleep(0.001)
+    heard = 0
+    while pings.poll(0):
+        pings.recv()
+        heard += 1
+    context.destroy(linger=0)
+    assert heard >= 10  # a thread would have sent one or two
+    assert not [event for event in monitor.events.since() if event.kind == "failed"]
