@@ -41,7 +41,7 @@ PATIENCE = 60.0
 PEER = "ipyparallel"
 
 #: Where the monitor of ours runs that is measured, by the name of its class in ``monitor_hosts.py``.
-HOSTS = ("thread",)
+HOSTS = ("thread", "process")
 
 #: Milliseconds between two beats, for so many hearts: about as many as one core bears with ipyparallel's.
 PERIODS = {100: 100.0, 1000: 200.0, 9000: 1500.0}
@@ -73,7 +73,7 @@ def main() -> None:
 def arguments() -> argparse.ArgumentParser:
     made = parser(__doc__)
     made.add_argument("--modes", nargs="+", choices=["cost", "late", "busy"], default=["cost", "late", "busy"])
-    made.add_argument("--host", choices=HOSTS, default="thread", help="where ours runs (default: %(default)s)")
+    made.add_argument("--host", choices=HOSTS, help="where ours runs (default: thread for the cost, else process)")
     made.add_argument("--hearts", type=positive, nargs="+", default=[100, 1000, 9000], metavar="N")
     made.add_argument("--transports", nargs="+", choices=["ipc", "tcp"], default=["ipc", "tcp"])
     made.add_argument("--seconds", type=float, default=6.0, help="how long one run is looked at (default: %(default)s)")
@@ -85,12 +85,14 @@ def arguments() -> argparse.ArgumentParser:
 def compare_cost(transport: str, hearts: int, options: Any, rows: list[Row], runs: dict[str, Any]) -> None:
     """Measure the CPU that both take for a pong, and add two rows."""
     period = PERIODS.get(hearts, 200.0 if hearts < 5000 else 1500.0)
-    takes = {name: partial(one_run, name, transport, hearts, period, options) for name in (options.host, PEER)}
+    takes = {
+        name: partial(one_run, name, transport, hearts, period, options) for name in (options.host or "thread", PEER)
+    }
     found = interleave(takes, options.rounds, lambda run: f"{run['python_us']:.1f} of {run['total_us']:.1f} µs a pong")
     runs[f"cost, {hearts} hearts, {transport}"] = found
     limits = {"python": LIMIT_OF_PYTHON, "total": LIMITS_OF_TOTAL[transport]}
     for part, limit in limits.items():
-        ours, peer = (median([run[f"{part}_us"] for run in found[name]]) for name in (options.host, PEER))
+        ours, peer = (median([run[f"{part}_us"] for run in found[name]]) for name in (options.host or "thread", PEER))
         what = f"{part.capitalize()} CPU a pong, {hearts} hearts, {transport}"
         rows.append(Row(what, "µs", ours, peer, PEER, limit_ratio=limit))
 
@@ -107,7 +109,7 @@ def compare_beats(
 ) -> None:
     """Count what goes wrong with the beats of ours in one long run, and add a row for each kind."""
     seconds = options.seconds * options.rounds
-    run = one_run(options.host, transport, hearts, period, options, seconds=seconds, busy=busy)
+    run = one_run(options.host or "process", transport, hearts, period, options, seconds=seconds, busy=busy)
     say(f"{mode}, {transport}: {run}")
     runs[f"{mode}, {transport}"] = run
     beside = " beside a busy main thread" if busy else ""

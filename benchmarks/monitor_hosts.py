@@ -29,17 +29,21 @@ class Ours:
     """A MonitorThread; with ``busy``, beside a main thread that computes all the time."""
 
     def __init__(self, options: argparse.Namespace) -> None:
-        from pytest_ipcluster.hearts.thread import MonitorThread
-
         self._failed: list[bytes] = []
         before = set(threading.enumerate())
-        self.thread = MonitorThread(options.ping, options.pong, period=options.period)
+        self.thread = self.kind(options.ping, options.pong, period=options.period)
         self.thread.start()
         self.thread.monitor.add_heart_failure_handler(self._failed.append)
         (self.python,) = set(threading.enumerate()) - before
         self._busy = options.busy
         self.listens = threading.Event()
         self.listens.set()
+
+    @property
+    def kind(self) -> Any:
+        from pytest_ipcluster.hearts.thread import MonitorThread
+
+        return MonitorThread
 
     def account(self) -> dict[str, Any]:
         monitor = self.thread.monitor
@@ -54,6 +58,27 @@ class Ours:
         while self._busy:
             sum(number * number for number in range(10_000))
         threading.Event().wait()
+
+
+class Apart(Ours):
+    """A MonitorProcess. Its pongs are counted over there; its CPU time is that of both processes."""
+
+    def __init__(self, options: argparse.Namespace) -> None:
+        super().__init__(options)
+        import psutil
+
+        assert isinstance(self.thread, self.kind)
+        self._watcher = psutil.Process(self.thread.process.pid)
+
+    @property
+    def kind(self) -> Any:
+        from pytest_ipcluster.hearts.process import MonitorProcess
+
+        return MonitorProcess
+
+    def account(self) -> dict[str, Any]:
+        used = self._watcher.cpu_times()
+        return {**super().account(), "process": time.process_time() + used.user + used.system}
 
 
 class Theirs:
@@ -101,7 +126,7 @@ def _hear_all(source: Any) -> None:
         source.recv_multipart()
 
 
-HOSTS: dict[str, Callable[[argparse.Namespace], Any]] = {"thread": Ours, "ipyparallel": Theirs}
+HOSTS: dict[str, Callable[[argparse.Namespace], Any]] = {"thread": Ours, "process": Apart, "ipyparallel": Theirs}
 
 
 def main() -> None:
