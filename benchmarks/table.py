@@ -1,12 +1,13 @@
-"""Makes the README's table of figures from the files that the benchmarks have written into a folder.
+"""Makes the tables of figures from the files that the benchmarks have written into a folder.
 
-Each benchmark's file is named after it, ``start.json`` after ``start.py``; what is not there is left out, and told. The
-table replaces what stands between the two marks in the README. Nothing is measured here.
+Each benchmark's file is named after it, ``start.json`` after ``start.py``; what is not there is left out, and told. A
+table replaces what stands between the two marks in a page: all figures in that about the benchmarks, the most important
+ones in the README. Nothing is measured here.
 
 ::
 
     python benchmarks/table.py FOLDER
-    python benchmarks/table.py FOLDER --page README.md --check
+    python benchmarks/table.py FOLDER --check
 """
 
 from __future__ import annotations
@@ -26,7 +27,21 @@ ORDER = ("start", "repair", "stop", "detection", "false_verdicts", "monitor_cost
 
 BEGIN, END = "<!-- figures: begin -->", "<!-- figures: end -->"
 
-README = Path(__file__).parents[1] / "README.md"
+ROOT = Path(__file__).parents[1]
+README, ALL = ROOT / "README.md", ROOT / "docs" / "reference" / "benchmarks.md"
+
+#: How the rows begin that the README shows.
+HEADLINES = (
+    "start to first answer",
+    "repair after a kill",
+    "stop of 4 busy engines and a paused one",
+    "SIGKILL to handler, 100 ms, ipc",
+    "SIGSTOP to handler, defaults, ipc, 99 %",
+    "false verdicts in",
+    "Python CPU a pong, 1000 hearts, ipc",
+    "Total CPU a pong, 1000 hearts, ipc",
+    "plugin load: import",
+)
 
 Content = dict[str, Any]
 
@@ -34,18 +49,19 @@ Content = dict[str, Any]
 def main() -> int:
     options = arguments().parse_args()
     found = read(options.folder)
-    text = options.page.read_text(encoding="utf-8")
-    changed = replace(text, block(found))
+    pages = {README: block(found, HEADLINES), ALL: block(found)}
+    before = {page: page.read_text(encoding="utf-8") for page in pages}
+    after = {page: replace(before[page], text) for page, text in pages.items()}
     if options.check:
-        return int(changed != text)
-    options.page.write_text(changed, encoding="utf-8")
+        return int(after != before)
+    for page, text in after.items():
+        page.write_text(text, encoding="utf-8")
     return 0
 
 
 def arguments() -> argparse.ArgumentParser:
     made = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     made.add_argument("folder", type=Path, help="where the files of figures are")
-    made.add_argument("--page", type=Path, default=README, help="the page with the marks (default: the README)")
     made.add_argument("--check", action="store_true", help="change nothing; end with code 1 when it would be changed")
     return made
 
@@ -71,11 +87,11 @@ def replace(text: str, block: str) -> str:
     return f"{before}{begin}\n\n{block}\n{end}{after}"
 
 
-def block(found: Sequence[Content]) -> str:
-    """Return the table, and below it on what machine its figures were measured."""
+def block(found: Sequence[Content], wanted: tuple[str, ...] = ("",)) -> str:
+    """Return a table of the rows that begin so, and below it on what machine its figures were measured."""
     rows = [Row(**_fields(row)) for content in found for row in content["rows"]]
     lines = [_line([title.capitalize() for title in TITLES]), _line(["---"] * len(TITLES))]
-    lines += [_line(cells(row)) for row in rows if not row.minor]
+    lines += [_line(cells(row)) for row in rows if row.what.startswith(wanted) and not row.minor]
     return "\n".join([*lines, "", *machines(found), *rounds(found), ""])
 
 

@@ -18,7 +18,6 @@ from pytest_ipcluster.cluster.processes import wait_gone
 from pytest_ipcluster.hearts.thread import MonitorThread
 
 BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
-README = BENCHMARKS.parent / "README.md"
 PAGE = BENCHMARKS.parent / "docs" / "reference" / "benchmarks.md"
 
 #: Modules that are no benchmark themselves.
@@ -274,5 +273,10 @@ class TestTable:
         with pytest.raises(SystemExit, match="once each"):
             table.replace(page, "new")
 
-    def test_the_readme_has_a_place_for_it(self, table):
-        assert table.replace(README.read_text(encoding="utf-8"), "a new one").count("a new one") == 1
+    def test_two_pages_have_a_place_for_it(self, table):
+        for page in (table.README, table.ALL):
+            assert table.replace(page.read_text(encoding="utf-8"), "a new one").count("a new one") == 1
+
+    def test_shows_only_rows_that_are_wanted(self, table, folder):
+        assert "start of 4" in table.block(table.read(folder))
+        assert "start of 4" not in table.block(table.read(folder), ("repair",))
