@@ -129,6 +129,7 @@ class Keeper:
                 extra_args=list(shape.extra_args),
                 cluster_config=config,
                 engine_setup=EngineSetup(hearts.ping_url, hearts.pong_url, self._importable),
+                spares=self._settings.spares,
                 silent=True,
             )
             self._upkeep = Upkeep(

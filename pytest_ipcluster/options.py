@@ -33,6 +33,7 @@ __all__ = [
     "MONITOR",
     "OPTIONS",
     "PROFILE",
+    "SPARES",
     "START_TIMEOUT",
     "TIMEOUT",
     "N",
@@ -49,13 +50,13 @@ DEFAULT = "default"
 # -- validators: they return the value, or raise a ValueError whose text says what is accepted
 
 
-def _whole(what: str) -> Callable[[object], int]:
-    """Make a validator for counts of at least one; True and 2.0 are no counts."""
+def _whole(what: str, *, least: int = 1) -> Callable[[object], int]:
+    """Make a validator for counts; True and 2.0 are no counts."""
 
     def check(value: object) -> int:
-        if isinstance(value, int) and not isinstance(value, bool) and value >= 1:
+        if isinstance(value, int) and not isinstance(value, bool) and value >= least:
             return value
-        raise ValueError(f"a whole number of {what}, 1 or more")
+        raise ValueError(f"a whole number of {what}, {least} or more")
 
     return check
 
@@ -231,6 +232,14 @@ MONITOR = Option(
     check=_one_of("auto", "thread", "process"),
     help="where the heart monitor runs: in pytest or in a process of its own; auto is process from 32 engines on",
 )
+SPARES = Option(
+    "spares",
+    metavar="N",
+    default=0,
+    convert=_or_text(int),
+    check=_whole("engines", least=0),
+    help="engines that are kept ready, out of sight, to replace others sooner; needs the launcher forkserver",
+)
 START_TIMEOUT = Option(
     "start_timeout",
     metavar="S",
@@ -276,6 +285,7 @@ OPTIONS: Sequence[Option[Any]] = (
     HEART_PERIOD,
     HEART_MISSES,
     MONITOR,
+    SPARES,
     START_TIMEOUT,
     TIMEOUT,
     KILL_AFTER,

@@ -63,6 +63,7 @@ class Settings(NamedTuple):
     heart_period: float
     heart_misses: int
     monitor: str
+    spares: int
     start_timeout: float
     timeout: float
     kill_after: float
@@ -91,6 +92,7 @@ def read_settings(config: pytest.Config) -> Settings:
         heart_period=value(options.HEART_PERIOD),
         heart_misses=value(options.HEART_MISSES),
         monitor=value(options.MONITOR),
+        spares=value(options.SPARES),
         start_timeout=value(options.START_TIMEOUT),
         timeout=value(options.TIMEOUT),
         kill_after=value(options.KILL_AFTER),

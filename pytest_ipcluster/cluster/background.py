@@ -80,6 +80,11 @@ class BackgroundCluster(SingletonConfigurable):
         help="The engine launcher, as in `ipcluster start --engines=NAME`; empty for its default. Default: "
         "'forkserver' in a private profile, else empty.",
     )
+    spares = Int(
+        0,
+        min=0,
+        help="How many engines more the forkserver keeps ready, out of sight, to replace one that has died.",
+    )
     cluster_config = Instance(
         Config,
         args=(),
@@ -214,7 +219,7 @@ class BackgroundCluster(SingletonConfigurable):
             )
         environment = child_environment(folder, private=self.private)
         self._runtime = Runtime(self.command, folder, self._files, environment, forking=forking)
-        self._slots = Slots(self._runtime, arguments)
+        self._slots = Slots(self._runtime, arguments, self.spares)
         self.msg(f"Starting ipcluster: {' '.join(self.command)}")
         self._runtime.launch()
         self._process = self._runtime.process

@@ -105,13 +105,16 @@ def fork(
     environment: Mapping[str, str],
     output: str | os.PathLike[str],
     folder: str | None = None,
+    hold: Path | None = None,
 ) -> Fork:
     """Have the forkserver that listens at ``path`` run a module, as ``python -m run *arguments`` would.
 
     In a session of its own, in ``folder`` (default: the current one), with exactly this environment, its output at the
-    end of a file. Raises :class:`NoForkError`.
+    end of a file. With ``hold`` it is an engine that waits at this named pipe until it is told its id. Raises
+    :class:`NoForkError`.
     """
     order = {"run": run, "arguments": list(arguments), "environment": dict(environment)}
+    order |= {} if hold is None else {"hold": str(hold)}
     where = {"folder": os.path.abspath(folder or os.getcwd()), "output": os.path.abspath(output)}
     connection = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
     try:

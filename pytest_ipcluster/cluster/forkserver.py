@@ -6,7 +6,9 @@ imports what engines and controllers import, and then takes one request per conn
 ``{"run": "ipyparallel.engine", "arguments": [...], "environment": {...}, "folder": folder, "output": file}``
     Fork a process that goes on as ``python -m ipyparallel.engine`` with these arguments would. The answer is
     ``{"pid": pid}``, later ``{"ended": code}`` (as ``Popen.returncode`` tells it), and the connection is closed;
-    or ``{"refused": reason}``. Every end is also a line ``{"ended": pid, "code": code}`` of the standard output.
+    or ``{"refused": reason}``. With ``"hold": pipe`` an engine that is ready to register waits to open that named pipe,
+    and to read ``{"id": number}`` there. Every end is also a line on the standard output, ``{"ended": pid, "code":
+    code}``.
 
 A fork copies the memory of its parent and only the thread that asked for it, so this process has one thread, no zmq
 context and no event loop; what it does have, two kinds of descriptors, is closed in the child before anything else.
@@ -101,7 +103,9 @@ class Forkserver:
 
     def _hear(self, connection: socket.socket) -> dict[str, Any] | None:
         """Take in a part of a request; fork when it is whole."""
-        chunk = connection.recv(65536)
+        chunk = b""
+        with contextlib.suppress(ConnectionResetError):
+            chunk = connection.recv(65536)
         request = self._heard[connection] = self._heard[connection] + chunk
         if not chunk or len(request) > _LONGEST_REQUEST:
             self._hang_up(connection)
@@ -242,6 +246,8 @@ def become(order: dict[str, Any], warmth: Warmth) -> None:
         os.environ.update(warmth.variables)
         _unload(warmth.surplus)
         PreparedNanny().offer()
+        if hold := order.get("hold"):
+            _hold_at(hold)
     sys.argv = ["", *order["arguments"]]
     runpy.run_module(order["run"], run_name="__main__", alter_sys=True)
 
@@ -277,6 +283,24 @@ def _flush() -> None:
     for stream in (sys.stdout, sys.stderr):
         if not stream.closed:
             stream.flush()
+
+
+def _hold_at(pipe: str) -> None:
+    """Have the engine wait at this pipe, when it has read all its files, for the id that it is to have."""
+    from ipyparallel.engine import app
+
+    start = app.IPEngine.start
+
+    def start_later(engine: Any) -> None:
+        with open(pipe) as told:
+            text = told.read()
+        if not text:  # whoever has opened it has died
+            sys.exit(1)
+        engine.id = json.loads(text)["id"]
+        sys.argv.insert(1, f"--IPEngine.id={engine.id}")
+        start(engine)
+
+    app.IPEngine.start = start_later
 
 
 class PreparedNanny:

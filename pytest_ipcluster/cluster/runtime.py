@@ -106,14 +106,29 @@ class Runtime:
         self, module: str, arguments: Sequence[str], output: Path, environment: Mapping[str, str]
     ) -> subprocess.Popen[bytes]:
         """Have ``python -m module`` run as a process of this cluster, forked where that is possible."""
-        command = [sys.executable, "-m", module, *arguments]
+        forked = self.fork_module(module, arguments, output, environment)
+        if forked is not None:
+            return forked
+        return self.spawn([sys.executable, "-m", module, *arguments], output, environment)
+
+    def fork_module(
+        self,
+        module: str,
+        arguments: Sequence[str],
+        output: Path,
+        environment: Mapping[str, str],
+        hold: Path | None = None,
+    ) -> subprocess.Popen[bytes] | None:
+        """Have the forkserver run this, or an engine that is held at a pipe; None when that is not possible."""
         if self.forkserver is None or self.folder.guard is None:
-            return self.spawn(command, output, environment)
+            return None
+        everything = {**self._environment, **environment}
         try:
-            child = fork(self.folder.forkserver, module, arguments, {**self._environment, **environment}, output)
-            child.close()  # the log tells of its end
+            child = fork(self.folder.forkserver, module, arguments, everything, output, hold=hold)
         except NoForkError:  # a forkserver that is gone is missed at the next roll call
-            return self.spawn(command, output, environment)
+            return None
+        child.close()  # the log tells of its end
+        command = [sys.executable, "-m", module, *arguments]
         server, log = find(self.forkserver.pid), self.folder.logs / FORKSERVER_LOG
         return self._keep(ForkedChild(command, child.pid, self.folder.guard, server, log))
 

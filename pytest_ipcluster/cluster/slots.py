@@ -29,6 +29,7 @@ from pytest_ipcluster.cluster.processes import (
 )
 from pytest_ipcluster.cluster.proof import prove
 from pytest_ipcluster.cluster.runtime import Runtime
+from pytest_ipcluster.cluster.spares import Spares
 from pytest_ipcluster.cluster.startup import StartWatch
 from pytest_ipcluster.cluster.wakeup import Wakeup
 from pytest_ipcluster.errors import ClusterError, ClusterStartError, RepairError
@@ -51,11 +52,14 @@ class Repair:
 class Slots:
     """The engines of one running cluster. ``arguments`` are given to engines that are started here.
 
+    ``spares`` is how many engines are kept ready to replace others.
+
     ``leaving`` is called with the heart of an engine that is about to be ended or replaced on purpose.
     """
 
-    def __init__(self, runtime: Runtime, arguments: Sequence[str] = ()) -> None:
+    def __init__(self, runtime: Runtime, arguments: Sequence[str] = (), spares: int = 0) -> None:
         self._runtime = runtime
+        self._spares = Spares(spares, runtime.folder.logs, self._fork_spare)
         self._arguments = list(arguments)
         self._engines: dict[int, Engine] = {}
         self._logs: dict[int, Path] = {}
@@ -90,6 +94,7 @@ class Slots:
                 cause = f"the engines in slots {sorted(missing)} registered without the plugin's agent"
                 raise watch.error(cause, self._any_log())
             self._prove(hub, registered, wanted, deadline, wakeup, watch.check, lambda c: self._not_carried(watch, c))
+        self._spares.fill()
 
     def _not_carried(self, watch: StartWatch, complaint: str) -> ClusterStartError:
         controller = self._runtime.roles().controller
@@ -241,6 +246,7 @@ class Slots:
             except BaseException:
                 self._take_back(hub, starts)
                 raise
+        self._spares.fill()
         self._engines = self._found(registered)
         if missing := wanted - self._engines.keys():
             raise RepairError(f"the engines in slots {sorted(missing)} registered without the plugin's agent")
@@ -287,14 +293,23 @@ class Slots:
         self._starts += 1
         log = runtime.folder.logs / f"engine-{slot}-{self._starts}.log"
         arguments = [f"--IPEngine.id={slot}", *self._arguments]
-        environment = {
-            "IPP_PROFILE_DIR": str(runtime.files.profile),
-            "IPP_CLUSTER_ID": runtime.files.cluster_id,
-            "IPP_CONNECTION_INFO": json.dumps(runtime.files.engine_connection()),
-        }
-        process = runtime.spawn_module("ipyparallel.engine", arguments, log, environment)
+        process = self._spares.take(slot, log) or runtime.spawn_module(
+            "ipyparallel.engine", arguments, log, self._environment()
+        )
         self._logs[process.pid] = log
         return _Start(slot, process, log)
+
+    def _fork_spare(self, pipe: Path, log: Path) -> subprocess.Popen[bytes] | None:
+        return self._runtime.fork_module("ipyparallel.engine", self._arguments, log, self._environment(), pipe)
+
+    def _environment(self) -> dict[str, str]:
+        """Return what ipcluster adds to the environment of engines."""
+        files = self._runtime.files
+        return {
+            "IPP_PROFILE_DIR": str(files.profile),
+            "IPP_CLUSTER_ID": files.cluster_id,
+            "IPP_CONNECTION_INFO": json.dumps(files.engine_connection()),
+        }
 
 
 def _ignore(heart: bytes) -> None:

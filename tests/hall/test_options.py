@@ -21,6 +21,7 @@ GOOD = [
     ("heart_period", "50", 50.0, 100.0),
     ("heart_period", "0.5", 0.5, 100.0),
     ("heart_misses", "1", 1, 3),
+    *[("spares", text, int(text), 0) for text in ("0", "2")],
     *[("monitor", word, word, "auto") for word in ("auto", "thread", "process")],
     ("start_timeout", "1e2", 100.0, 60.0),
     ("timeout", "0", 0.0, 300.0),
@@ -43,6 +44,7 @@ BAD = [
     ("args", "--a 'b", "arguments quoted as for a shell (No closing quotation)"),
     ("engines", "nope", "one of "),
     ("monitor", "fork", "one of "),
+    *[("spares", text, "a whole number of engines, 0 or more") for text in ("-1", "1.5", "two")],
     ("engines", "", "one of "),
     ("profile", "nope", "the name of a profile in "),
 ]
@@ -60,7 +62,7 @@ def value_of(settings, name):
 
 
 def test_the_table_holds_exactly_the_options_of_this_release():
-    names = "n args engines profile heart_period heart_misses monitor start_timeout timeout kill_after leaks"
+    names = "n args engines profile heart_period heart_misses monitor spares start_timeout timeout kill_after leaks"
     assert {option.name for option in OPTIONS} == set(names.split())
 
 
@@ -191,6 +193,7 @@ class TestHelp:
             ("--ipcluster-heart-period=MS", "100"),
             ("--ipcluster-heart-misses=N", "3"),
             ("--ipcluster-monitor={auto,thread,process}", "auto"),
+            ("--ipcluster-spares=N", "0"),
             ("--ipcluster-start-timeout=S", "60"),
             ("--ipcluster-timeout=S", "300"),
             ("--ipcluster-kill-after=S", "5"),

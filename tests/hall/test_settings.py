@@ -16,6 +16,7 @@ SETTINGS = Settings(
     heart_period=100.0,
     heart_misses=3,
     monitor="auto",
+    spares=0,
     start_timeout=60.0,
     timeout=300.0,
     kill_after=5.0,
