@@ -1,6 +1,6 @@
 """How long a repair takes: from the end of a killed engine until all n answer a call again, under the same ids.
 
-``BackgroundCluster.restore()`` against what a user can do by hand: ``python -m ipyparallel.engine --IPEngine.id=K``
+``BackgroundCluster.restore()``, without and with a spare engine, against what a user can do by hand: ``python -m ipyparallel.engine --IPEngine.id=K``
 with the cluster's connection information. Each way has a running cluster of its own, and engines die in turn: A B A B.
 The clock starts when the killed process is gone, so noticing is not in the figures (see ``detection.py``); it stops
 when a client that has been connected all the time has an answer of n engines.
@@ -8,7 +8,7 @@ when a client that has been connected all the time has an answer of n engines.
 ::
 
     python benchmarks/repair.py --json repair.json
-    python benchmarks/repair.py --ours local --ours warm
+    python benchmarks/repair.py --ours local --ours forkserver
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ LIMIT, LIMIT_OF_SPARE = 0.35, 0.15
 
 def main() -> None:
     options = arguments().parse_args()
-    options.ours = cases = dict(options.ours or [("ours", {})])
+    options.ours = cases = dict(options.ours or [("fork", {}), ("spare", {"spares": 1})])
     with leash(), ExitStack() as stack:
         ways: dict[str, Callable[[], float]] = {}
         for name, traits in cases.items():
