@@ -1,9 +1,9 @@
 """How long a repair takes: from the end of a killed engine until all n answer a call again, under the same ids.
 
-``BackgroundCluster.restore()``, without and with a spare engine, against what a user can do by hand: ``python -m ipyparallel.engine --IPEngine.id=K``
-with the cluster's connection information. Each way has a running cluster of its own, and engines die in turn: A B A B.
-The clock starts when the killed process is gone, so noticing is not in the figures (see ``detection.py``); it stops
-when a client that has been connected all the time has an answer of n engines.
+``BackgroundCluster.restore()``, without and with a spare engine, against what a user can do by hand: ``python -m
+ipyparallel.engine --IPEngine.id=K`` with the cluster's connection information. Each way has a running cluster of its
+own, and engines die in turn: A B A B. The clock starts when the killed process is gone, so noticing is not in the
+figures (see ``detection.py``); it stops when a client that has been connected all the time has an answer of n engines.
 
 ::
 

@@ -22,6 +22,7 @@ from pytest_ipcluster.cluster.forks import can_fork
 from pytest_ipcluster.cluster.launchers import FORKSERVER
 from pytest_ipcluster.cluster.ports import HeldPorts, names_ports
 from pytest_ipcluster.cluster.profile import (
+    QUICK_HUB_PERIOD,
     EngineSetup,
     RunFolder,
     child_environment,
@@ -209,9 +210,9 @@ class BackgroundCluster(SingletonConfigurable):
         if self.private:
             self._files = ClusterFiles(folder.profile, folder.cluster_id)
             ports = self._ports = HeldPorts()
-            write_profile(
-                folder.profile, self.engine_setup, folder.cards, self.cluster_config, ports.numbers, forking=forking
-            )
+            quick = {"hub_period": QUICK_HUB_PERIOD} if self.spares else {}
+            setup, config = self.engine_setup, self.cluster_config
+            write_profile(folder.profile, setup, folder.cards, config, ports.numbers, forking=forking, **quick)
         else:
             self._files = ClusterFiles(profile_folder(self.profile), _cluster_id(self.extra_args, folder.cluster_id))
             self._named_arguments, arguments = named_profile_arguments(

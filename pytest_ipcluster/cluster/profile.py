@@ -22,7 +22,14 @@ from pytest_ipcluster.cluster.launchers import FORKSERVER
 from pytest_ipcluster.cluster.processes import MARK
 from pytest_ipcluster.errors import ClusterStartError
 
-__all__ = ["EngineSetup", "RunFolder", "child_environment", "named_profile_arguments", "write_profile"]
+__all__ = [
+    "QUICK_HUB_PERIOD",
+    "EngineSetup",
+    "RunFolder",
+    "child_environment",
+    "named_profile_arguments",
+    "write_profile",
+]
 
 #: What we change in ipyparallel's defaults, and why.
 _DEFAULTS: dict[str, dict[str, dict[str, object]]] = {
@@ -35,14 +42,16 @@ _DEFAULTS: dict[str, dict[str, dict[str, object]]] = {
         "Cluster": {"delay": 0.0},
         "LocalEngineSetLauncher": {"delay": 0.0},
     },
-    "ipcontroller_config.py": {
-        # An engine counts as registered at the hub's second heartbeat, so this period governs the start: 3 s by
-        # default. An engine that the hub has dropped never comes back, so a paused one may miss 30 s of beats
-        # before that happens.
-        "HeartMonitor": {"period": 50, "max_heartmonitor_misses": 600},
-    },
+    "ipcontroller_config.py": {},
     "ipengine_config.py": {},
 }
+
+#: An engine counts as registered at the hub's second heartbeat, so this period (milliseconds) governs the start, and
+#: even more the repair: who keeps spare engines has the shorter one. ipyparallel's is 3 s.
+_HUB_PERIOD, QUICK_HUB_PERIOD = 50, 20
+
+#: An engine that the hub has dropped never comes back, so a paused one may be silent for so many milliseconds before.
+_HUB_PATIENCE = 30_000
 
 #: What it comes to when the warden lacks something.
 _WITHOUT = {
@@ -134,11 +143,12 @@ def write_profile(
     ports: Sequence[int] = (),
     *,
     forking: bool = False,
+    hub_period: int = _HUB_PERIOD,
 ) -> None:
     """Write the three configuration files of a private profile.
 
     ``extra`` (class name to trait name to value, plain literals) is the user's and stands behind our defaults. With
-    ``forking`` the controller is the forkserver's, too.
+    ``forking`` the controller is the forkserver's, too. ``hub_period`` is that of the hub's heartbeat, in milliseconds.
     """
     for name, defaults in _DEFAULTS.items():
         lines = ["c = get_config()"]
@@ -146,6 +156,9 @@ def write_profile(
             lines.append(f"c.IPController.ports = {list(ports)}")
         if forking and name == "ipcluster_config.py":
             lines.append(f"c.Cluster.controller_launcher_class = {FORKSERVER!r}")
+        if name == "ipcontroller_config.py":
+            lines.append(f"c.HeartMonitor.period = {hub_period}")
+            lines.append(f"c.HeartMonitor.max_heartmonitor_misses = {_HUB_PATIENCE // hub_period}")
         for section, traits in [*defaults.items(), *extra.items()]:
             lines += [f"c.{section}.{trait} = {_literal(section, trait, value)}" for trait, value in traits.items()]
         if name == "ipengine_config.py":

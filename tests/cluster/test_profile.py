@@ -81,6 +81,9 @@ def test_the_hub_beats_fast_and_is_patient(folder):
     config = load(written(folder), "ipcontroller").HeartMonitor
     assert config.period == 50
     assert config.max_heartmonitor_misses == 600
+    write_profile(folder.profile, EngineSetup(), folder.cards, Config(), hub_period=20)
+    config = load(folder.profile, "ipcontroller").HeartMonitor
+    assert (config.period, config.max_heartmonitor_misses) == (20, 1500)
 
 
 def test_engines_load_the_agent_with_its_settings(folder):
