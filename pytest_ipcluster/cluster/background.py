@@ -8,6 +8,7 @@ import importlib
 import os
 import subprocess
 import sys
+import threading
 import time
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
@@ -41,6 +42,10 @@ if TYPE_CHECKING:
     from ipyparallel import Client
 
 __all__ = ["BackgroundCluster"]
+
+
+#: What talks to the hub, and what a client is made of: the longest imports that there are here.
+_WANTED_SOON = ("jupyter_client.session", "ipyparallel")
 
 
 class BackgroundCluster(SingletonConfigurable):
@@ -380,8 +385,15 @@ class BackgroundCluster(SingletonConfigurable):
 
 
 def _import_ahead() -> None:
-    """Import what is wanted as soon as the cluster is there, in a moment when that has nothing to do."""
-    for name in ("jupyter_client.session", "ipyparallel"):
+    """Import what is wanted as soon as the cluster is there, in a moment when that has nothing to do.
+
+    In a thread, where Ctrl-C does not arrive: importing code loses it, in weak references and in bare ``except``.
+    """
+    threading.Thread(target=_import_all, args=(_WANTED_SOON,), name="ipcluster-imports", daemon=True).start()
+
+
+def _import_all(names: Iterable[str]) -> None:
+    for name in names:
         importlib.import_module(name)
 
 

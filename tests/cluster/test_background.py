@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import importlib
+import queue
 import sys
+import threading
 
 import pytest
 from IPython.core.application import BaseIPythonApplication
@@ -10,6 +13,7 @@ from traitlets import TraitError
 from traitlets.config import Application, Config
 
 from pytest_ipcluster import BackgroundCluster, ClusterError
+from pytest_ipcluster.cluster import background
 
 
 @pytest.fixture
@@ -106,3 +110,14 @@ def test_there_can_be_one_instance_for_all():
     assert BackgroundCluster.instance() is instance
     BackgroundCluster.clear_instance()
     assert not BackgroundCluster.initialized()
+
+
+def test_what_is_imported_ahead_is_not_imported_where_an_interrupt_arrives(monkeypatch):
+    imported: queue.SimpleQueue[tuple[str, threading.Thread]] = queue.SimpleQueue()
+    monkeypatch.setattr(importlib, "import_module", lambda name: imported.put((name, threading.current_thread())))
+    background._import_ahead()
+    for wanted in background._WANTED_SOON:
+        name, thread = imported.get(timeout=10)
+        assert name == wanted
+        assert thread is not threading.main_thread()
+        assert thread.daemon
