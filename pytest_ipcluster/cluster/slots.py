@@ -6,7 +6,7 @@ import json
 import subprocess
 import time
 from collections.abc import Callable, Collection, Iterable, Sequence
-from contextlib import ExitStack, closing
+from contextlib import ExitStack, closing, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -38,6 +38,9 @@ __all__ = ["Repair", "Slots"]
 
 #: Seconds for a process to be gone after SIGKILL, and for the hub to drop an engine that it was told is gone.
 _SOON = 10.0
+
+#: Seconds for what the hub tells all to be heard by the schedulers.
+_TOLD = 0.02
 
 
 @dataclass(frozen=True, slots=True)
@@ -131,6 +134,17 @@ class Slots:
         """Return the engines that are registered and have left their card, also those that somebody else added."""
         logs = {role.pid: role.log for role in self._runtime.roles().engines if role.pid and role.log}
         return read_engines(registered, self._runtime.folder.cards, {**logs, **self._logs})
+
+    def wait_dropped(self, ident: str, patience: float = 1.0) -> None:
+        """Wait until the hub knows that the engine of this uuid is gone, at most ``patience`` seconds.
+
+        Its nanny tells the hub, some milliseconds after the death; until then tasks may go there. One without a nanny
+        is not waited for to the end.
+        """
+        with suppress(ClusterError), self._runtime.hub() as hub, Wakeup() as wakeup:
+            deadline = time.monotonic() + patience
+            if hub.wait_until(lambda ids: ident not in ids.values(), deadline, wakeup, _nothing) is not None:
+                time.sleep(_TOLD)  # the hub's news reach the schedulers, and no notice tells of that
 
     def unfinished(self, *, direct: bool = False) -> Unfinished:
         """Return the load-balanced tasks, and with ``direct`` those sent directly, that have not come to an end."""
@@ -310,6 +324,10 @@ class Slots:
             "IPP_CLUSTER_ID": files.cluster_id,
             "IPP_CONNECTION_INFO": json.dumps(files.engine_connection()),
         }
+
+
+def _nothing() -> None:
+    """Check nothing while waiting."""
 
 
 def _ignore(heart: bytes) -> None:

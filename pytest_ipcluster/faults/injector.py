@@ -162,6 +162,8 @@ class FaultInjector:
             self._fail(complaint)
         expectation.failure = next(filter(expectation.concerns, self.failures))
         self._allow_end(expectation.failure)
+        if expectation.failure.cause in ("killed", "exited"):
+            self._cluster.slots.wait_dropped(expectation.failure.heart.decode())
 
     def _allow_end(self, failure: HeartFailure) -> None:
         """Take a failure that the test has expected for a death that it has asked for, if it is one."""

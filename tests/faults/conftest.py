@@ -31,8 +31,17 @@ class HeartsOnly:
     engines: tuple[Engine, ...] = ()
     strangers: set[psutil.Process] = field(default_factory=set)
 
+    dropped: list[str] = field(default_factory=list)
+
     def owns(self, process: psutil.Process) -> bool:
         return process not in self.strangers
+
+    @property
+    def slots(self) -> HeartsOnly:
+        return self
+
+    def wait_dropped(self, ident: str) -> None:
+        self.dropped.append(ident)
 
 
 @pytest.fixture
