@@ -10,18 +10,14 @@ import psutil
 import pytest
 from tables import write_tables
 
+from pytest_ipcluster.cluster.processes import environment, is_alive
+
 _SUITE = "PYTEST_IPCLUSTER_SUITE"
 
 
 def _of_this_suite(mark: str) -> list[psutil.Process]:
-    found = []
-    for process in psutil.process_iter():
-        try:
-            if process.pid != os.getpid() and process.environ().get(_SUITE) == mark:
-                found.append(process)
-        except (psutil.Error, OSError):
-            continue
-    return [process for process in found if process.is_running() and process.status() != psutil.STATUS_ZOMBIE]
+    others = (process for process in psutil.process_iter() if process.pid != os.getpid())
+    return [process for process in others if environment(process).get(_SUITE) == mark and is_alive(process)]
 
 
 @pytest.fixture(scope="session", autouse=True)

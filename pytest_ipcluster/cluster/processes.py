@@ -22,6 +22,7 @@ __all__ = [
     "carries",
     "children",
     "descendants",
+    "environment",
     "find",
     "is_alive",
     "is_doomed",
@@ -38,6 +39,9 @@ MARK = "PYTEST_IPCLUSTER_MARK"
 
 #: The signal that nothing survives. Windows has none, but psutil makes TerminateProcess of SIGTERM there.
 KILL = getattr(signal, "SIGKILL", signal.SIGTERM)
+
+#: Seconds that Linux gets to start a program: its file may have to be read from a slow disk.
+_EXEC = 1.0
 
 
 def find(pid: int) -> psutil.Process | None:
@@ -125,14 +129,26 @@ def marked(mark: str) -> set[psutil.Process]:
 
 def carries(process: psutil.Process, mark: str) -> bool:
     """Tell whether this process was given exactly this mark."""
-    return _environ(process).get(MARK) == mark
+    return environment(process).get(MARK) == mark
 
 
-def _environ(process: psutil.Process) -> Mapping[str, str]:
-    try:
-        return process.environ()
-    except (psutil.Error, OSError):
-        return {}
+def environment(process: psutil.Process) -> Mapping[str, str]:
+    """Return the environment that a process was given; nothing where it has ended or may not be read.
+
+    A process that is just being started shows an empty one for some milliseconds, while its parent already goes on:
+    it is asked again when it has its arguments.
+    """
+    with suppress(psutil.Error, OSError):
+        return process.environ() or _environment_after_exec(process)
+    return {}
+
+
+def _environment_after_exec(process: psutil.Process) -> Mapping[str, str]:
+    """Wait while Linux has given the process its program, and neither arguments nor an environment yet."""
+    deadline = time.monotonic() + _EXEC
+    while process.exe() and not process.cmdline() and time.monotonic() < deadline:
+        time.sleep(0.001)
+    return process.environ()
 
 
 def wait_gone(processes: Iterable[psutil.Process], timeout: float) -> set[psutil.Process]:

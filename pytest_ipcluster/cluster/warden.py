@@ -54,6 +54,9 @@ _LAST_CALL = 10.0
 #: Seconds between two looks for survivors; the end of a process that is not a child gives no notice.
 _AGAIN = 0.01
 
+#: Seconds that Linux gets to start a program.
+_EXEC = 1.0
+
 #: What a system calls by two names for the same start time may differ by so many seconds, as clocks are corrected.
 _SAME_START = 2.0
 
@@ -345,9 +348,19 @@ def _marked(name: str, value: str) -> set[psutil.Process]:
     found = set()
     for process in psutil.process_iter():
         with contextlib.suppress(psutil.Error, OSError):  # not ours to read
-            if process.environ().get(name) == value:
+            if _environment(process).get(name) == value:
                 found.add(process)
     return found
+
+
+def _environment(process: psutil.Process) -> dict[str, str]:
+    """Return the environment that a process was given; one that is just being started shows nothing for a moment."""
+    if found := process.environ():
+        return found
+    deadline = time.monotonic() + _EXEC
+    while process.exe() and not process.cmdline() and time.monotonic() < deadline:
+        time.sleep(0.001)
+    return process.environ()
 
 
 def _lives(process: psutil.Process) -> bool:

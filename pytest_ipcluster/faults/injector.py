@@ -142,7 +142,8 @@ class FaultInjector:
         """Assert that the failure handlers fire exactly once for this slot, for this cause, in time.
 
         ``within`` seconds run from the first fault that the block injects into the slot; from the block's
-        beginning when it injects none. The block's end waits for the verdict and for all handlers to have run.
+        beginning when it injects none. The block's end waits for the verdict and for all handlers to have run, and
+        after a death until the hub has dropped the engine (1 s at most), so that no task is sent to it any more.
         An engine that died, however it was ended, has died because the test asked for it.
         Without ``slot`` any engine will do. Raises AssertionError with the hearts' history; an exception of a
         handler is raised as it is.

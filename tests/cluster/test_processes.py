@@ -6,12 +6,13 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 
 import psutil
 import pytest
 
-from pytest_ipcluster.cluster import processes
+from pytest_ipcluster.cluster import processes, warden
 from pytest_ipcluster.cluster.processes import MARK
 
 SLEEP = [sys.executable, "-c", "import time; print('up', flush=True); time.sleep(60)"]
@@ -118,6 +119,39 @@ def test_a_whole_family_is_killed_however_its_members_were_started(start):
     assert left == set()
     assert not processes.is_alive(parent)
     assert not processes.is_alive(child)
+
+
+@pytest.mark.skipif(not hasattr(os, "sched_setaffinity"), reason="only Linux shows a process before its environment")
+@pytest.mark.parametrize("environment", [processes.environment, warden._environment], ids=["ours", "the warden's"])
+def test_a_process_that_is_just_being_started_shows_its_environment(environment):
+    cores = os.sched_getaffinity(0)
+    os.sched_setaffinity(0, {min(cores)})  # parent and child take turns, so that the parent often looks too early
+    try:
+        for _ in range(100):
+            child = subprocess.Popen(SLEEP, stdout=subprocess.DEVNULL, env={**os.environ, MARK: "early"})
+            found = environment(psutil.Process(child.pid))
+            child.kill()
+            child.wait()
+            assert found.get(MARK) == "early"
+    finally:
+        os.sched_setaffinity(0, cores)
+
+
+@pytest.mark.parametrize("environment", [processes.environment, warden._environment], ids=["ours", "the warden's"])
+def test_a_process_without_an_environment_is_not_waited_for(environment, monkeypatch):
+    monkeypatch.setattr(time, "sleep", lambda _: pytest.fail("it waits"))
+    with subprocess.Popen(["sleep", "60"], env={}) as child:
+        while not psutil.Process(child.pid).cmdline():
+            continue
+        assert environment(psutil.Process(child.pid)) == {}
+        child.kill()
+
+
+def test_a_process_that_has_ended_shows_nothing(start):
+    process = start(mark="gone")
+    processes.send_signal(process, signal.SIGKILL)
+    processes.wait_gone([process], 10)
+    assert processes.environment(process) == {}
 
 
 def test_an_orphan_is_found_by_its_mark(start):

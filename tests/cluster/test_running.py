@@ -181,6 +181,19 @@ def test_an_engine_that_the_hub_has_dropped_is_replaced(cluster):
     assert [engine.pid for engine in cluster.engines] == pids(cluster)
 
 
+def test_the_hub_is_waited_for_until_it_has_dropped_an_engine(cluster):
+    lost = cluster.engines[1]
+    kill(lost.process)
+    cluster.slots.wait_dropped(lost.ident)
+    with cluster.slots._runtime.hub() as hub:
+        assert lost.ident not in hub.engines(10).values()
+
+
+def test_a_hub_that_does_not_drop_an_engine_is_not_waited_for_to_the_end(cluster):
+    cluster.slots.wait_dropped(cluster.engines[1].ident, patience=0.1)
+    assert not cluster.restore()
+
+
 def test_a_busy_engine_can_be_replaced(cluster):
     client = cluster.client()
     client[1].apply_async(time.sleep, 600)

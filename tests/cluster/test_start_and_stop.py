@@ -15,7 +15,7 @@ from clusters import kill, left_of, pids, until
 
 from pytest_ipcluster import ClusterError, RepairError
 from pytest_ipcluster.cluster.hub import Hub, HubSilentError
-from pytest_ipcluster.cluster.processes import descendants, find, send_signal
+from pytest_ipcluster.cluster.processes import descendants, environment, find, send_signal
 
 
 @pytest.fixture
@@ -168,20 +168,14 @@ cluster = BackgroundCluster(n=1, private=True)
 cluster.start()
 print(cluster.folder.path, flush=True)
 """
-    environment = {**os.environ, "PYTEST_IPCLUSTER_TEST": str(tmp_path)}
+    given = {**os.environ, "PYTEST_IPCLUSTER_TEST": str(tmp_path)}
     ran = subprocess.run(
-        [sys.executable, "-c", code], env=environment, capture_output=True, text=True, timeout=60, check=True
+        [sys.executable, "-c", code], env=given, capture_output=True, text=True, timeout=60, check=True
     )
     assert not Path(ran.stdout.splitlines()[1]).exists()
-    left = [p for p in psutil.process_iter() if p.pid != os.getpid() and _carries(p, str(tmp_path))]
+    others = (process for process in psutil.process_iter() if process.pid != os.getpid())
+    left = [process for process in others if environment(process).get("PYTEST_IPCLUSTER_TEST") == str(tmp_path)]
     assert left == []
-
-
-def _carries(process: psutil.Process, value: str) -> bool:
-    try:
-        return process.environ().get("PYTEST_IPCLUSTER_TEST") == value
-    except psutil.Error:
-        return False
 
 
 def test_the_home_folder_is_not_touched(new_cluster, monkeypatch, tmp_path):

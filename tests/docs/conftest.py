@@ -14,7 +14,7 @@ import psutil
 import pytest
 from pages import ROOT
 
-from pytest_ipcluster.cluster.processes import MARK
+from pytest_ipcluster.cluster.processes import MARK, environment
 
 
 @dataclass
@@ -53,11 +53,8 @@ class Reader:
 
 
 def _is_left(process: psutil.Process, token: str) -> bool:
-    try:
-        environment = process.environ()
-    except (psutil.Error, OSError):
-        return False
-    return environment.get("READER_TOKEN") == token and MARK in environment
+    given = environment(process)
+    return given.get("READER_TOKEN") == token and MARK in given
 
 
 def _is_installed() -> bool:

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 import psutil
 
-from pytest_ipcluster.cluster.processes import wait_gone
+from pytest_ipcluster.cluster.processes import environment, wait_gone
 from pytest_ipcluster.cluster.wakeup import Wakeup
 
 #: Seconds that anything may take before a test gives up.
@@ -27,10 +27,7 @@ class Left:
 
 def carries(process: psutil.Process, name: str, value: str | None = None) -> bool:
     """Tell whether the process was started with this variable, of exactly this value if one is given."""
-    try:
-        found = process.environ().get(name)
-    except (psutil.Error, OSError):
-        return False
+    found = environment(process).get(name)
     return found is not None and value in (None, found)
 
 

@@ -13,6 +13,8 @@ from pathlib import Path
 import psutil
 import pytest
 
+from pytest_ipcluster.cluster.processes import environment, is_alive
+
 COUNT_STARTS = """
 import pytest, pathlib
 from pytest_ipcluster.cluster import runtime
@@ -327,7 +329,4 @@ def left_by(process: subprocess.Popen[str]) -> list[str]:
 
 
 def _carries(process: psutil.Process, value: str) -> bool:
-    try:
-        return process.environ().get("PYTEST_IPCLUSTER_RUN") == value and process.status() != psutil.STATUS_ZOMBIE
-    except psutil.Error:
-        return False
+    return environment(process).get("PYTEST_IPCLUSTER_RUN") == value and is_alive(process)

@@ -64,6 +64,14 @@ def test_a_second_death_of_the_same_heart_is_a_second_failure(injector, log):
     assert [failure.cause for failure in injector.failures] == ["missed heartbeats", "killed"]
 
 
+def test_after_an_expected_death_the_hub_has_dropped_the_engine(injector, cluster):
+    with injector.expect(1, cause="killed", within=SOON):
+        injector.kill(1)
+    with injector.expect(0, cause="missed heartbeats", within=SOON):
+        injector.pause(0)
+    assert cluster.dropped == [cluster.engines[1].heart.decode()]  # the paused one is still registered
+
+
 def test_several_engines_can_be_hit_at_once(injector):
     fault = injector.kill([0, 2])
     assert [failure.slot for failure in fault.wait_all(SOON)] == [0, 2]
