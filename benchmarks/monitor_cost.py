@@ -1,8 +1,9 @@
 """What a monitor costs: CPU for each pong, with 100, 1,000 and 9,000 hearts, over ipc and TCP.
 
 Our ``MonitorThread`` and ipyparallel's ``HeartMonitor`` take turns, each in a fresh process, with the same hearts in
-other processes (see ``hearts_load.py``). Python is the thread that runs the monitor; total is the whole process, which
-has libzmq's threads as well. What the kernel does for other processes is in neither.
+other processes (see ``hearts_load.py``). So does a loop that only reads its socket: it says what no monitor can save.
+Python is the thread that runs the monitor; total is the whole process, which has libzmq's threads as well. What the
+kernel does for other processes is in neither.
 
 Two more modes look at what it leads to:
 
@@ -38,7 +39,7 @@ from common import Row, interleave, leash, median, parser, positive, report, say
 from hearts_load import Load
 
 PATIENCE = 60.0
-PEER = "ipyparallel"
+PEER, FLOOR = "ipyparallel", "bare"
 
 #: Where the monitor of ours runs that is measured, by the name of its class in ``monitor_hosts.py``.
 HOSTS = ("thread", "process")
@@ -83,18 +84,18 @@ def arguments() -> argparse.ArgumentParser:
 
 
 def compare_cost(transport: str, hearts: int, options: Any, rows: list[Row], runs: dict[str, Any]) -> None:
-    """Measure the CPU that both take for a pong, and add two rows."""
+    """Measure the CPU that each takes for a pong, and add a row for each part of it and each peer."""
     period = PERIODS.get(hearts, 200.0 if hearts < 5000 else 1500.0)
-    takes = {
-        name: partial(one_run, name, transport, hearts, period, options) for name in (options.host or "thread", PEER)
-    }
+    host = options.host or "thread"
+    takes = {name: partial(one_run, name, transport, hearts, period, options) for name in (host, PEER, FLOOR)}
     found = interleave(takes, options.rounds, lambda run: f"{run['python_us']:.1f} of {run['total_us']:.1f} µs a pong")
     runs[f"cost, {hearts} hearts, {transport}"] = found
     limits = {"python": LIMIT_OF_PYTHON, "total": LIMITS_OF_TOTAL[transport]}
     for part, limit in limits.items():
-        ours, peer = (median([run[f"{part}_us"] for run in found[name]]) for name in (options.host or "thread", PEER))
+        ours, peer, floor = (median([run[f"{part}_us"] for run in found[name]]) for name in takes)
         what = f"{part.capitalize()} CPU a pong, {hearts} hearts, {transport}"
         rows.append(Row(what, "µs", ours, peer, PEER, limit_ratio=limit))
+        rows.append(Row(what, "µs", ours, floor, FLOOR))
 
 
 def compare_beats(

@@ -1,4 +1,4 @@
-"""A monitor in a process of its own, for ``monitor_cost.py``: ours, or ipyparallel's as ipyparallel runs it.
+"""A monitor in a process of its own, for ``monitor_cost.py``: ours, ipyparallel's as that runs it, or none.
 
 Prints a line when it listens, then for each line on its input what it has come to, as JSON: CPU seconds of the thread
 that runs the monitor and of the whole process, hearts, and what it counted. Ends with its input.
@@ -14,12 +14,16 @@ import sys
 import threading
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from typing import Any
 
 from hearts_load import allow_descriptors
 
 #: Two connections for each of 9,000 hearts, and some more.
 _DESCRIPTORS = 18_500
+
+#: Seconds in which more pongs may come, before any is read.
+_REST = 0.005
 
 #: Seconds for the monitor to listen.
 _PATIENCE = 30.0
@@ -121,12 +125,63 @@ class Theirs:
         )
 
 
+class Bare:
+    """No monitor: pings go out, and what comes in is read by two bare calls a pong, and thrown away.
+
+    This is what pyzmq and libzmq take, so no monitor that has its pongs from a ROUTER can be cheaper.
+    """
+
+    def __init__(self, options: argparse.Namespace) -> None:
+        import zmq
+
+        self._context = zmq.Context()
+        self._pings, self._pongs = self._context.socket(zmq.PUB), self._context.socket(zmq.ROUTER)
+        self._pings.bind(options.ping)
+        self._pongs.bind(options.pong)
+        self._period = options.period / 1000
+        self._hearts: set[bytes] = set()
+        self.python = threading.Thread(target=self._beat, daemon=True)
+        self.python.start()
+        self.listens = threading.Event()
+        self.listens.set()
+
+    def account(self) -> dict[str, Any]:
+        return {"hearts": len(self._hearts)}
+
+    def run(self) -> None:
+        threading.Event().wait()
+
+    def _beat(self) -> None:
+        due = time.monotonic()
+        while True:
+            self._pings.send(b"ping")
+            due += self._period
+            while (left := due - time.monotonic()) > 0:
+                if self._pongs.poll(1000 * left):
+                    time.sleep(min(_REST, left))
+                    self._read()
+
+    def _read(self) -> None:
+        import zmq
+
+        receive, again, add = self._pongs.recv, int(zmq.NOBLOCK), self._hearts.add
+        with suppress(zmq.Again):
+            while True:
+                add(receive(again))
+                receive(again)
+
+
 def _hear_all(source: Any) -> None:
     while True:
         source.recv_multipart()
 
 
-HOSTS: dict[str, Callable[[argparse.Namespace], Any]] = {"thread": Ours, "process": Apart, "ipyparallel": Theirs}
+HOSTS: dict[str, Callable[[argparse.Namespace], Any]] = {
+    "thread": Ours,
+    "process": Apart,
+    "ipyparallel": Theirs,
+    "bare": Bare,
+}
 
 
 def main() -> None:
