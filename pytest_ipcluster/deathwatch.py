@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from pytest_ipcluster.cluster.launchers import LOCAL, capabilities
+from pytest_ipcluster.launchers import LOCAL, capabilities
 
 if TYPE_CHECKING:
     from pytest_ipcluster.cluster.background import BackgroundCluster

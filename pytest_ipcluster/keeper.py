@@ -11,8 +11,8 @@ from pathlib import Path
 from traceback import format_exception
 from typing import TYPE_CHECKING
 
-from pytest_ipcluster.cluster.launchers import LOCAL, LOCAL_LAUNCHERS
 from pytest_ipcluster.errors import ClusterError, ClusterStartError
+from pytest_ipcluster.launchers import LOCAL, LOCAL_LAUNCHERS
 from pytest_ipcluster.report.events import EventLog
 from pytest_ipcluster.settings import Settings, Shape
 from pytest_ipcluster.upkeep import Upkeep

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 import pytest
 
-from pytest_ipcluster.cluster.launchers import FORKSERVER, check_launcher
+from pytest_ipcluster.launchers import FORKSERVER, check_launcher
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

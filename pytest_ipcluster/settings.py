@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 import pytest
 
 from pytest_ipcluster import options
-from pytest_ipcluster.cluster.launchers import FAULTS, LOCAL, capabilities
+from pytest_ipcluster.launchers import FAULTS, LOCAL, capabilities
 
 __all__ = [
     "MARKER",

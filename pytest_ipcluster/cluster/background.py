@@ -20,7 +20,6 @@ from pytest_ipcluster.cluster.diagnosis import tail
 from pytest_ipcluster.cluster.engines import Engine
 from pytest_ipcluster.cluster.files import ClusterFiles, profile_folder
 from pytest_ipcluster.cluster.forks import can_fork
-from pytest_ipcluster.cluster.launchers import FORKSERVER
 from pytest_ipcluster.cluster.ports import HeldPorts, names_ports
 from pytest_ipcluster.cluster.profile import (
     QUICK_HUB_PERIOD,
@@ -34,6 +33,7 @@ from pytest_ipcluster.cluster.rollcall import RollCall
 from pytest_ipcluster.cluster.runtime import Runtime
 from pytest_ipcluster.cluster.slots import Repair, Slots
 from pytest_ipcluster.errors import ClusterError, ClusterStartError
+from pytest_ipcluster.launchers import FORKSERVER
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable

@@ -15,7 +15,7 @@ import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from pytest_ipcluster.cluster.launchers import FORKSERVER
+from pytest_ipcluster.launchers import FORKSERVER
 
 __all__ = ["SOCKET", "Fork", "NoForkError", "can_fork", "fork", "launcher_limits"]
 

@@ -18,9 +18,9 @@ from pathlib import Path
 from typing import Any
 
 from pytest_ipcluster.cluster.guard import Guard
-from pytest_ipcluster.cluster.launchers import FORKSERVER
 from pytest_ipcluster.cluster.processes import MARK
 from pytest_ipcluster.errors import ClusterStartError
+from pytest_ipcluster.launchers import FORKSERVER
 
 __all__ = [
     "QUICK_HUB_PERIOD",

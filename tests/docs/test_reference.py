@@ -10,7 +10,6 @@ from pages import read, rows, sections, table_names
 import pytest_ipcluster
 from pytest_ipcluster import fixtures
 from pytest_ipcluster.cluster.engines import Engine
-from pytest_ipcluster.cluster.launchers import FAULTS
 from pytest_ipcluster.cluster.profile import EngineSetup
 from pytest_ipcluster.cluster.remote import RemoteFailure
 from pytest_ipcluster.cluster.slots import Repair
@@ -22,6 +21,7 @@ from pytest_ipcluster.hearts.heart import Heart
 from pytest_ipcluster.hearts.ledger import Failure
 from pytest_ipcluster.hearts.monitor import HandlerError, HeartMonitor
 from pytest_ipcluster.hearts.thread import MonitorThread
+from pytest_ipcluster.launchers import FAULTS
 from pytest_ipcluster.options import OPTIONS
 from pytest_ipcluster.report.events import Event
 from pytest_ipcluster.settings import MARKER_HELP

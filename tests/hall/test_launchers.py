@@ -4,7 +4,7 @@ from importlib.metadata import entry_points
 
 import pytest
 
-from pytest_ipcluster.cluster.launchers import FAULTS, capabilities, check_launcher, known_launchers
+from pytest_ipcluster.launchers import FAULTS, capabilities, check_launcher, known_launchers
 
 
 def test_known_launchers_are_the_entry_points_of_ipyparallel():
