@@ -186,7 +186,7 @@ class Keeper:
 
         A cluster of another kind is left as it is: it is about to be replaced. Raises ClusterError.
         """
-        if self._cluster is None or (shape is not None and shape._replace(n=self._shape.n) != self._shape):
+        if self._cluster is None or (shape is not None and shape.replaced(n=self._shape.n) != self._shape):
             return
         self.restore(self._shape.n if shape is None else shape.n)
 
@@ -197,10 +197,10 @@ class Keeper:
         :class:`ClusterError` when that fails as well; the same again, at once, whenever this is asked for.
         """
         n = self._running().n if n is None else n
-        if (self._shape._replace(n=n), self._kind) in self._failed:
-            raise self._failed[self._shape._replace(n=n), self._kind]
+        if (self._shape.replaced(n=n), self._kind) in self._failed:
+            raise self._failed[self._shape.replaced(n=n), self._kind]
         self._maintained().restore(n, self._shape.n)
-        self._shape = self._shape._replace(n=n)
+        self._shape = self._shape.replaced(n=n)
 
     def allow_restart(self) -> None:
         """Allow one restart from here on: a test's setup may take one, and its teardown."""
@@ -215,7 +215,7 @@ class Keeper:
             self._restart(reason)
         except ClusterError as error:
             error.add_note(f"The cluster was being restarted: {reason}")
-            self._failed[self._shape._replace(n=self._running().n), self._kind] = error
+            self._failed[self._shape.replaced(n=self._running().n), self._kind] = error
             raise
 
     def _restart(self, reason: str) -> None:

@@ -5,9 +5,11 @@ validated before anything is started; each mistake is one line of a :class:`pyte
 value, the place where it was given, and what is accepted.
 """
 
+from __future__ import annotations
+
 from collections.abc import Callable, Iterable, Mapping
 from types import MappingProxyType
-from typing import Any, NamedTuple
+from typing import Any, NoReturn, Self, dataclass_transform
 
 import pytest
 
@@ -38,7 +40,40 @@ MARKER_HELP = (
 )
 
 
-class Shape(NamedTuple):
+@dataclass_transform(kw_only_default=True, frozen_default=True)
+class _Record:
+    """Values by name, compared by value; to a type checker this makes frozen dataclasses of its subclasses.
+
+    No real ones, nor named tuples: both take some tenths of a millisecond to define, and this is imported in every run
+    of pytest.
+    """
+
+    def __init__(self, **values: Any) -> None:
+        if wrong := self.__annotations__.keys() ^ values.keys():
+            raise TypeError(f"{type(self).__name__}: missing or unknown: {', '.join(sorted(wrong))}")
+        vars(self).update(values)
+
+    def replaced(self, **changes: Any) -> Self:
+        """Return the same with some values changed."""
+        return type(self)(**{**vars(self), **changes})
+
+    def __setattr__(self, name: str, value: object) -> NoReturn:
+        raise AttributeError(f"{name} can't be changed")
+
+    def __delattr__(self, name: str) -> NoReturn:
+        raise AttributeError(f"{name} can't be taken away")
+
+    def __eq__(self, other: object) -> bool:
+        return type(other) is type(self) and vars(other) == vars(self)
+
+    def __hash__(self) -> int:
+        return hash(frozenset(vars(self).items()))
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({', '.join(f'{name}={value!r}' for name, value in vars(self).items())})"
+
+
+class Shape(_Record):
     """What makes one cluster different from another; tests of equal shape share a cluster.
 
     ``engines`` is the launcher, ``extra_args`` go to ``ipcluster start``, ``profile`` None is a private profile.
@@ -50,7 +85,7 @@ class Shape(NamedTuple):
     profile: str | None
 
 
-class Settings(NamedTuple):
+class Settings(_Record):
     """The options of one run, validated.
 
     ``shape`` is the cluster of tests that carry no marker. ``heart_period`` is in milliseconds, ``start_timeout``,
@@ -122,7 +157,7 @@ def shape_for(settings: Settings, markers: Iterable[pytest.Mark], nodeid: str) -
         raise pytest.UsageError(*mistakes)
     asked = _closest(markers)
     asked.pop("requires", None)
-    return settings.shape._replace(**asked)
+    return settings.shape.replaced(**asked)
 
 
 def missing_faults(shape: Shape, markers: Iterable[pytest.Mark]) -> tuple[str, ...]:

@@ -36,14 +36,33 @@ def shape(*markers):
 
 
 def test_shapes_of_equal_values_are_equal_and_hash_alike():
-    one, other = (SETTINGS.shape._replace(extra_args=("--b",)) for _ in range(2))
+    one, other = (SETTINGS.shape.replaced(extra_args=("--b",)) for _ in range(2))
     assert {one} == {other}
+    assert one != SETTINGS.shape
 
 
 @pytest.mark.parametrize("value", [SETTINGS, SETTINGS.shape], ids=["settings", "shape"])
 def test_values_are_frozen(value):
+    name = next(iter(vars(value)))
     with pytest.raises(AttributeError):
-        setattr(value, value._fields[0], 1)
+        setattr(value, name, 1)
+    with pytest.raises(AttributeError):
+        delattr(value, name)
+
+
+@pytest.mark.parametrize("changes", [{"m": 1}, {"n": 1, "heart_period": 5}])
+def test_a_shape_has_no_other_values(changes):
+    with pytest.raises(TypeError, match=f"unknown: {'m' if 'm' in changes else 'heart_period'}$"):
+        SETTINGS.shape.replaced(**changes)
+
+
+def test_a_shape_lacks_no_value():
+    with pytest.raises(TypeError, match=r"missing or unknown: engines, extra_args, profile$"):
+        Shape(n=1)
+
+
+def test_a_shape_says_what_it_is_of():
+    assert repr(SETTINGS.shape) == "Shape(n=2, engines='local', extra_args=('--a',), profile='science')"
 
 
 def test_sources_can_not_be_changed(hall):
@@ -72,7 +91,7 @@ def test_without_marker_the_shape_is_that_of_the_settings():
     ],
 )
 def test_marker_keyword_wins_over_the_settings(keywords, changed):
-    assert shape(mark(**keywords)) == SETTINGS.shape._replace(**changed)
+    assert shape(mark(**keywords)) == SETTINGS.shape.replaced(**changed)
 
 
 def test_each_keyword_comes_from_the_closest_marker_that_gives_it():
@@ -144,5 +163,5 @@ def test_header_is_one_line_that_tells_what_is_not_a_default():
 
 
 def test_header_of_one_engine_is_in_the_singular():
-    settings = SETTINGS._replace(shape=SETTINGS.shape._replace(n=1))
+    settings = SETTINGS.replaced(shape=SETTINGS.shape.replaced(n=1))
     assert header_line(settings).startswith("ipcluster: 1 engine (local);")
