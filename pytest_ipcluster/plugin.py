@@ -46,7 +46,7 @@ _FIXTURE = "ipcluster"
 _KEEPER_FIXTURE = "_ipcluster_keeper"
 
 #: Every shape that a test asked for, kept once, with the number by which pytest before 9.2 groups its tests.
-_SHAPES = pytest.StashKey[dict[Shape, tuple[Shape, int]]]()
+_SHAPES: pytest.StashKey[dict[Shape, tuple[Shape, int]]] = pytest.StashKey()
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

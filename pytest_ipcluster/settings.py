@@ -107,7 +107,7 @@ class Settings(_Record):
 
 
 #: Where the run's settings are kept: ``config.stash[SETTINGS]``.
-SETTINGS = pytest.StashKey[Settings]()
+SETTINGS: pytest.StashKey[Settings] = pytest.StashKey()
 
 
 def read_settings(config: pytest.Config) -> Settings:
