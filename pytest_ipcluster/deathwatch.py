@@ -7,7 +7,7 @@ failed by itself, the death becomes a section of its report.
 
 from __future__ import annotations
 
-from collections.abc import Generator
+from collections.abc import Generator, Iterable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -18,10 +18,15 @@ from pytest_ipcluster.launchers import LOCAL, capabilities
 if TYPE_CHECKING:
     from pytest_ipcluster.cluster.background import BackgroundCluster
     from pytest_ipcluster.cluster.engines import Engine
-    from pytest_ipcluster.cluster.rollcall import RollCall
+    from pytest_ipcluster.cluster.rollcall import Member, RollCall
     from pytest_ipcluster.errors import Death, UnexpectedDeathError
 
 __all__ = ["DeathWatch"]
+
+#: The roles without which engines end, at once or when they have heard no ping of the hub for long, and then the rest;
+#: and the roles that go on all the same.
+_CARRYING = ("controller", "heart monitor of the hub")
+_LASTING = ("warden", "forkserver")
 
 #: The fixture without which there is no cluster.
 _FIXTURE = "_ipcluster_keeper"
@@ -70,6 +75,15 @@ class DeathWatch:
         alone = "kill" in capabilities(self._cluster.launcher or LOCAL)
         for one in (engine,) if alone else self._cluster.engines:  # a job may end with any of its engines
             self._roll.strike_slot(one.heart)
+
+    def allow_members(self, members: Iterable[Member]) -> None:
+        """Let these processes die, which are no engines, and what they take along: a test has asked for that."""
+        if self._roll is None:
+            return
+        members = tuple(members)
+        self._roll.strike(members)
+        if any(member.role in _CARRYING for member in members):
+            self._roll.strike([member for member in self._roll.members if member.role not in _LASTING])
 
     def look(self) -> None:
         """Note who has died since the last look. Costs less than a millisecond when nobody has."""

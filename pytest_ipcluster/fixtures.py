@@ -126,14 +126,20 @@ def heart_monitor(ipcluster: BackgroundCluster, _ipcluster_keeper: Keeper) -> He
 def heart_failure(
     request: pytest.FixtureRequest, ipcluster: BackgroundCluster, _ipcluster_keeper: Keeper
 ) -> Iterator[FaultInjector]:
-    """Kill, terminate, pause and resume engines, and assert that failure handlers fire.
+    """Hurt the cluster on purpose, and assert that failure handlers fire.
 
     Afterwards faults are undone, and the cluster has all its engines again under their old ids.
     """
     from pytest_ipcluster.faults.injector import FaultInjector
 
     keeper = _ipcluster_keeper
-    injector = FaultInjector(ipcluster, keeper.hearts, keeper.events, keeper.deaths.allow)
+    injector = FaultInjector(
+        ipcluster,
+        keeper.hearts,
+        keeper.events,
+        keeper.deaths.allow,
+        allow_members=keeper.deaths.allow_members,
+    )
     yield injector
     with _uncharged(request):
         injector.close()

@@ -13,7 +13,7 @@ LOCAL = "local"
 FORKSERVER = "forkserver"
 
 #: What can be done to an engine on purpose, in the order in which messages list it.
-FAULTS = ("kill", "terminate", "pause")
+FAULTS = ("kill", "terminate", "pause", "crash")
 
 #: Launchers whose engines are processes of this host, each for itself.
 LOCAL_LAUNCHERS = (FORKSERVER, LOCAL)

@@ -38,8 +38,10 @@ ARROWS = {
 # Where ipyparallel may be named, and which modules run inside engines.
 KNOWS_IPYPARALLEL = {"cluster"}
 ON_ENGINES = {
-    "hearts.agent": {"hearts.heart"},
+    "hearts.agent": {"hearts.heart", "hearts.crash", "hearts.tasks"},
     "hearts.heart": set(),
+    "hearts.crash": set(),
+    "hearts.tasks": set(),
     "cluster.renewal": {"cluster.remains"},
     "cluster.remains": set(),
 }

@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING
 import psutil
 
 from pytest_ipcluster.cluster.diagnosis import tail
+from pytest_ipcluster.cluster.forked import FORKSERVER_LOG, ends
 from pytest_ipcluster.cluster.wakeup import Wakeup
 from pytest_ipcluster.errors import Death
 
@@ -26,10 +27,13 @@ if TYPE_CHECKING:
     from pytest_ipcluster.cluster.rollcall import Member, RollCall
     from pytest_ipcluster.cluster.runtime import Runtime
 
-__all__ = ["exit_code", "in_words", "launcher_told", "post_mortem", "sort_out", "zombie_told"]
+__all__ = ["ended_with", "exit_code", "in_words", "launcher_told", "post_mortem", "sort_out", "zombie_told"]
 
 #: Seconds within which parents have said how their children ended: the launchers of ipcluster look every 0.04 s.
 _TOLD_WITHIN = 1.0
+
+#: Seconds from the moment in which the forkserver reaps a process until it has written how that ended, and more.
+_ON_ITS_WAY = 0.02
 
 #: How many of the last lines of a log are shown: a process that was killed has said nothing about it.
 _LOG_LINES = 10
@@ -111,6 +115,24 @@ def exit_code(process: psutil.Process, runtime: Runtime, patience: float) -> int
     return code
 
 
+def ended_with(process: psutil.Process, logs: Path, output: Path) -> int | None:
+    """Return how this dead process ended, if the kernel, the forkserver or ipcluster's ``output`` tell; else None.
+
+    From any thread. Who has been reaped a moment ago is waited for, for the forkserver's line may be on its way.
+    """
+    deadline = time.monotonic() + _ON_ITS_WAY
+    while (code := _written(process, logs, output)) is None and time.monotonic() < deadline:
+        time.sleep(_ON_ITS_WAY / 10)
+    return code
+
+
+def _written(process: psutil.Process, logs: Path, output: Path) -> int | None:
+    code = _zombie(process)
+    if code is None:
+        code = ends(logs / FORKSERVER_LOG).get(process.pid)
+    return launcher_told(tail(output, sys.maxsize), process.pid) if code is None else code
+
+
 def _listen(wakeup: Wakeup, runtime: Runtime) -> None:
     """Wake when one of those who can tell says something."""
     wakeup.watch_file(runtime.folder.output)
@@ -121,10 +143,8 @@ def _listen(wakeup: Wakeup, runtime: Runtime) -> None:
 
 def _told(process: psutil.Process, runtime: Runtime) -> int | None:
     """Ask everybody who could know."""
-    code = _zombie(process)
-    if code is None:
-        code = _parent_told(process.pid, runtime)
-    return launcher_told(tail(runtime.folder.output, sys.maxsize), process.pid) if code is None else code
+    code = _written(process, runtime.folder.logs, runtime.folder.output)
+    return _parent_told(process.pid, runtime) if code is None else code
 
 
 def _zombie(process: psutil.Process) -> int | None:

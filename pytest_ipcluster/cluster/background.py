@@ -16,11 +16,13 @@ from typing import TYPE_CHECKING, Any
 from traitlets import Bool, Instance, Int, List, Unicode, default
 from traitlets.config import Config, SingletonConfigurable
 
+from pytest_ipcluster.cluster.autopsy import ended_with
 from pytest_ipcluster.cluster.diagnosis import tail
 from pytest_ipcluster.cluster.engines import Engine
 from pytest_ipcluster.cluster.files import ClusterFiles, profile_folder
 from pytest_ipcluster.cluster.forks import can_fork
 from pytest_ipcluster.cluster.ports import HeldPorts, names_ports
+from pytest_ipcluster.cluster.processes import find
 from pytest_ipcluster.cluster.profile import (
     QUICK_HUB_PERIOD,
     EngineSetup,
@@ -364,6 +366,19 @@ class BackgroundCluster(SingletonConfigurable):
     def owns(self, process: psutil.Process) -> bool:
         """Tell whether this process was started for this cluster: the very process, not another one with its pid."""
         return self._running().owns(process)
+
+    @property
+    def controller(self) -> psutil.Process | None:
+        """The controller's process; None when it has ended, or runs elsewhere."""
+        role = self._running().roles().controller
+        return find(role.pid) if role is not None and role.pid is not None else None
+
+    def how_ended(self, process: psutil.Process) -> int | None:
+        """Return the exit code of a process that has just ended, minus the signal that ended it; None if not known yet.
+
+        It waits for some milliseconds at most, and may be called from any thread.
+        """
+        return ended_with(process, self.folder.logs, self.folder.output)
 
     def roll_call(self) -> RollCall:
         """Find out who belongs to the running cluster, by role. Raises ClusterError when it is not running."""

@@ -30,6 +30,8 @@ class Engine:
     process: psutil.Process
     nanny: psutil.Process | None
     log_file: Path | None
+    #: The folder of the engines' cards, where it also tells its task and takes orders.
+    cards: Path | None = None
 
     @property
     def id(self) -> int:
@@ -57,6 +59,14 @@ class Engine:
         if not is_alive(self.process):
             return "dead"
         return "paused" if is_paused(self.process) else "running"
+
+    @property
+    def task(self) -> str:
+        """The id of the message of the task that it works on; empty when it is idle.
+
+        What a dead engine worked on when it died stays.
+        """
+        return "" if self.cards is None else _read_task(self.cards / f"{self.ident}.task")
 
     def log(self) -> str:
         """Return what the engine has written to its log so far; empty where its launcher keeps none.
@@ -88,6 +98,14 @@ def read_engines(registered: Mapping[int, str], cards: Path, logs: Mapping[int, 
     return found
 
 
+def _read_task(file: Path) -> str:
+    """Return what the engine's agent has written before the first zero."""
+    try:
+        return file.read_bytes().partition(b"\0")[0].decode("ascii", "replace")
+    except FileNotFoundError:
+        return ""
+
+
 def _read_card(slot: int, ident: str, cards: Path, logs: Mapping[int, Path]) -> Engine | None:
     try:
         card = json.loads((cards / f"{ident}.json").read_text())
@@ -97,4 +115,4 @@ def _read_card(slot: int, ident: str, cards: Path, logs: Mapping[int, Path]) -> 
     if process is None:
         return None
     nanny = find(card["nanny"]) if card.get("nanny") else None
-    return Engine(slot, ident, card["host"], process, nanny, logs.get(card["pid"]))
+    return Engine(slot, ident, card["host"], process, nanny, logs.get(card["pid"]), cards)

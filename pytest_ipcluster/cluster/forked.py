@@ -17,7 +17,10 @@ import psutil
 from pytest_ipcluster.cluster.guard import UNKNOWN, Child, Guard
 from pytest_ipcluster.cluster.processes import is_alive, wait_gone
 
-__all__ = ["ForkedChild", "ends"]
+__all__ = ["FORKSERVER_LOG", "ForkedChild", "ends"]
+
+#: The name of the forkserver's log, in the folder of the logs.
+FORKSERVER_LOG = "forkserver.log"
 
 #: Seconds between two looks for what the forkserver writes a moment after the end of a process.
 _AGAIN = 0.005

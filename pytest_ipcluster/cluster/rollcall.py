@@ -20,8 +20,9 @@ import psutil
 
 from pytest_ipcluster.cluster.engines import Engine
 from pytest_ipcluster.cluster.files import read_json
+from pytest_ipcluster.cluster.forked import FORKSERVER_LOG
 from pytest_ipcluster.cluster.processes import find, is_alive
-from pytest_ipcluster.cluster.runtime import FORKSERVER_LOG, Runtime
+from pytest_ipcluster.cluster.runtime import Runtime
 from pytest_ipcluster.cluster.slots import Slots
 
 __all__ = ["UNKNOWN_CHILD", "Member", "RollCall", "child_roles", "port_roles"]

@@ -13,7 +13,7 @@ import psutil
 
 from pytest_ipcluster.cluster.diagnosis import tail
 from pytest_ipcluster.cluster.files import ClusterFiles
-from pytest_ipcluster.cluster.forked import ForkedChild
+from pytest_ipcluster.cluster.forked import FORKSERVER_LOG, ForkedChild
 from pytest_ipcluster.cluster.forks import SOCKET, NoForkError, fork
 from pytest_ipcluster.cluster.hub import Hub, HubSilentError
 from pytest_ipcluster.cluster.processes import carries, descendants, find, is_alive, marked
@@ -24,10 +24,7 @@ from pytest_ipcluster.cluster.stopping import stop_cluster
 from pytest_ipcluster.cluster.wakeup import Wakeup
 from pytest_ipcluster.errors import ClusterError, ClusterStartError
 
-__all__ = ["FORKSERVER_LOG", "Runtime"]
-
-#: The forkserver's standard output, in the folder of logs.
-FORKSERVER_LOG = "forkserver.log"
+__all__ = ["Runtime"]
 
 #: Longest time between two looks at what the kernel does not report, in seconds.
 _LOOK_EVERY = 0.25

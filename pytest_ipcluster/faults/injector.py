@@ -1,40 +1,59 @@
-"""What the ``heart_failure`` fixture hands out: hurts engines on purpose, and asserts what the failure handlers did."""
+"""What the ``heart_failure`` fixture hands out: it hurts a cluster, and asserts what the failure handlers did."""
 
 from __future__ import annotations
 
+import random
 import signal
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, NoReturn
+from functools import partial
+from typing import TYPE_CHECKING, Any, NoReturn
 
-from pytest_ipcluster.cluster.processes import KILL, resume, send_signal, wait_gone
+from pytest_ipcluster.cluster.processes import KILL, is_alive, resume, send_signal, wait_gone
+from pytest_ipcluster.cluster.rollcall import Member
 from pytest_ipcluster.errors import FaultError
 from pytest_ipcluster.faults.expectations import Expectation, check_cause
-from pytest_ipcluster.faults.kinds import Fault, HeartFailure, Target, check_slot, targets
+from pytest_ipcluster.faults.kinds import EXITED, KILLED, MISSED, Fault, HeartFailure, Kind
+from pytest_ipcluster.faults.moments import Running, wait_until_running
 from pytest_ipcluster.faults.recorder import Recorder
+from pytest_ipcluster.faults.targets import Target, check_slot, members_of, targets
+from pytest_ipcluster.hearts.crash import CRASH, WAYS, order_file
 
 if TYPE_CHECKING:
     from pytest_ipcluster.cluster.background import BackgroundCluster
     from pytest_ipcluster.cluster.engines import Engine
+    from pytest_ipcluster.faults.kinds import Victim
     from pytest_ipcluster.hearts.thread import MonitorThread
     from pytest_ipcluster.report.events import Event, EventLog
 
 __all__ = ["FaultInjector"]
 
-#: Faults after which an engine is on its way out.
-_DEADLY = ("kill", "terminate")
-
 #: Seconds for an engine that was told to die; one that is busy would only go after its task.
 _GRACE = 1.0
 
+#: Seconds for the heart of an engine that replaces a killed one.
+_FIRST_BEAT = 30.0
+
+#: Faults that act until they are taken back.
+_LASTING = ("pause",)
+
+#: What each way to crash looks like from outside: the signal, or None where the process exits.
+_CRASHES = {"exit": None, "segfault": "SIGSEGV", "abort": "SIGABRT", "oom": "SIGKILL"}
+
 
 class FaultInjector:
-    """Injects faults into the engines of one cluster and records the heart failures that follow.
+    """Injects faults into one cluster and records the heart failures that follow.
 
-    A slot is a number from 0, several of them, or ``"all"``. Durations are seconds. ``close()`` undoes what can
-    be undone; to replace what died is the cluster's ``restore``. ``allow`` is told of every engine that is asked to
-    die, before a fault hits it or when an expected failure turns out to be its end.
+    Engines are hit by slot: a number from 0, several of them, or ``"one"``, ``"minority"``, ``"majority"`` (chosen with
+    ``chance``) or ``"all"``. With ``role`` a fault hits the processes of that role instead: ``"hub"`` (or
+    ``"controller"``), ``"direct scheduler"``, ``"task scheduler"``, ``"control scheduler"``, ``"broadcast scheduler"``,
+    ``"iopub relay"``, ``"heart monitor of the hub"``, ``"ipcluster"``, and ``"nanny"``, there with or without slots.
+
+    Every fault is declared before it acts, and returned as a :class:`Fault`, which can be undone, and is at the end of
+    a ``with`` block. Durations are seconds. ``close()`` undoes what can be undone; to replace what died is the
+    cluster's ``restore``. ``allow`` is told of every engine, ``allow_members`` of the other processes that are asked to
+    die, before a fault hits them or when an expected failure turns out to be an engine's end.
     """
 
     def __init__(
@@ -43,75 +62,159 @@ class FaultInjector:
         hearts: MonitorThread,
         log: EventLog,
         allow: Callable[[Engine], object] = lambda _: None,
+        *,
+        allow_members: Callable[[Iterable[Member]], object] = lambda _: None,
+        chance: random.Random | None = None,
     ) -> None:
         self._cluster = cluster
         self._hearts = hearts
         self._allow = allow
-        self._recorder = Recorder(hearts, log, cluster.engines)
+        self._allow_members = allow_members
+        self._chance = chance or random.Random()
+        self._recorder = Recorder(hearts, log, cluster.engines, cluster.how_ended, cluster.controller)
         self._faults: list[Fault] = []
 
     # -- faults ------------------------------------------------------------------------------------
 
-    def kill(self, slot: Target) -> Fault:
-        """Kill engines with SIGKILL: they die at once, in the middle of whatever they do."""
-        return self._signal("kill", slot, KILL)
+    def kill(self, slot: Target | None = None, *, role: str = "engine") -> Fault:
+        """Kill with SIGKILL: an engine dies at once, in the middle of whatever it does."""
+        kind = Kind("kill", KILLED, _sender(KILL), self._replace, int(KILL), deadly=True)
+        return self._hit(kind, slot, role)
 
-    def terminate(self, slot: Target) -> Fault:
-        """Ask engines to end with SIGTERM. An idle one does so at once, a busy one only after its task."""
-        return self._signal("terminate", slot, signal.SIGTERM)
+    def terminate(self, slot: Target | None = None, *, role: str = "engine") -> Fault:
+        """Ask to end with SIGTERM. An idle engine does so at once, a busy one only after its task."""
+        kind = Kind("terminate", EXITED, _sender(signal.SIGTERM), self._replace, int(signal.SIGTERM), deadly=True)
+        return self._hit(kind, slot, role)
 
-    def pause(self, slot: Target) -> Fault:
-        """Stop engines with SIGSTOP: they exist but answer nothing, the classic lost heartbeat."""
-        return self._signal("pause", slot, _signal_named("SIGSTOP"))
+    def pause(self, slot: Target | None = None, *, role: str = "engine") -> Fault:
+        """Stop with SIGSTOP: an engine exists but answers nothing, the classic lost heartbeat."""
+        signum = _signal_named("SIGSTOP")
+        return self._hit(Kind("pause", MISSED, _sender(signum), self._resume, signum), slot, role)
 
-    def resume(self, slot: Target) -> Fault:
-        """Let paused engines go on with SIGCONT; their hearts are soon heard again."""
-        fault = self._signal("resume", slot, _signal_named("SIGCONT"))
-        for pause in self._lasting():
-            if set(pause.slots) <= set(fault.slots):
-                pause.undone_at = fault.injected_at
+    def resume(self, slot: Target | None = None, *, role: str = "engine") -> Fault:
+        """Let what is paused go on with SIGCONT; hearts are soon heard again."""
+        signum = _signal_named("SIGCONT")
+        fault = self._hit(Kind("resume", "", _sender(signum), signal=signum), slot, role)
+        for pause in self._lasting("pause"):
+            if set(pause.members) <= set(fault.members):
+                pause.members = ()
+            pause.settle(fault.slots)
         return fault
 
-    def _signal(self, kind: str, slot: Target, signum: int) -> Fault:
-        """Declare the fault, then send the signal. Raises FaultError for an engine that is dead already or not ours."""
-        by_slot = {engine.slot: engine for engine in self._cluster.engines}
-        engines = tuple(by_slot[number] for number in targets(slot, len(by_slot)))
-        fault = Fault(kind, engines, time.monotonic(), signal=int(signum), _wait_for=self._wait_for)
-        for engine in engines:
-            self._refuse(engine, kind)
+    def crash(self, slot: Target, how: str = "exit") -> Fault:
+        """Let engines die from inside, also in the middle of a task.
+
+        ``how`` is ``"exit"`` (with a code, without any cleaning up), ``"segfault"``, ``"abort"``, or ``"oom"``: it
+        fills its memory up to a limit that it sets itself, and ends by SIGKILL, as the kernel's out-of-memory killer
+        would end it. It happens when Python code runs in the engine's main thread; a task that keeps the interpreter to
+        itself puts it off.
+        """
+        if how not in WAYS:
+            raise ValueError(f"how={how!r}: expected one of {', '.join(map(repr, WAYS))}")
+        if CRASH is None:
+            raise FaultError("this system has no real-time signals, so engines cannot be told to crash here")
+        name = _CRASHES[how]
+        signum = None if name is None else _signal_named(name)
+        sees = EXITED if signum is None else KILLED
+
+        kind = Kind("crash", sees, partial(self._order, how, CRASH), self._replace, signum, deadly=True)
+        return self._hit(kind, slot, "engine")
+
+    def kill_controller(self) -> Fault:
+        """Kill the hub, the coordinator; ipcluster then ends the engines. The next test has a new cluster."""
+        return self.kill(role="controller")
+
+    @contextmanager
+    def during(self, result: Any, slot: Target | None = None, *, timeout: float = 10.0) -> Iterator[Running]:
+        """Wait until a task of ``result``, an AsyncResult, runs on an engine; the block has that engine and its slot.
+
+        The proof is the engine's own word, not time that has passed. With ``slot`` it must be there. Raises
+        AssertionError when all its tasks were done before, or none has begun within ``timeout`` seconds.
+        """
+        slots = None if slot is None else targets(slot, len(self._cluster.engines), self._chance)
+        yield wait_until_running(lambda: self._cluster.engines, result, timeout, slots)
+
+    # -- how they are done -------------------------------------------------------------------------
+
+    def _hit(self, kind: Kind, slot: Target | None, role: str) -> Fault:
+        """Choose whom to hit, declare the fault, then do it.
+
+        Raises FaultError for who is dead already or not of this cluster, ValueError for a slot or a role that is not
+        there.
+        """
+        engines, members = self._chosen(slot, role)
+        fault = Fault(kind, engines, members, time.monotonic(), self._wait_for)
+        for victim in fault.victims:
+            self._refuse(victim, kind.name)
         self._faults.append(fault)
         self._recorder.declare(fault)
-        if kind in _DEADLY:
+        if kind.deadly:
             for engine in engines:
                 self._allow(engine)
+            self._allow_members(members)
         fault.injected_at = time.monotonic()  # the verdict may be there before the last of the signals is sent
-        for engine in engines:
-            send_signal(engine.process, signum)
+        for victim in fault.victims:
+            kind.inject(victim)
         return fault
 
-    def _refuse(self, engine: Engine, kind: str) -> None:
-        """Refuse to hurt an engine that is dead, and a process that is not the cluster's."""
-        if engine.state == "dead":
-            raise FaultError(f"cannot {kind} slot {engine.slot}: its engine (pid {engine.pid}) is dead already")
-        if not self._cluster.owns(engine.process):
-            raise FaultError(f"refusing to {kind} pid {engine.pid} in slot {engine.slot}: it is not of this cluster")
+    def _order(self, how: str, signum: int, victim: Victim) -> None:
+        """Tell an engine, by a file and a signal, to do it itself."""
+        ident = next(engine.ident for engine in self._cluster.engines if engine.slot == victim.slot)
+        order_file(self._cluster.folder.cards, ident).write_text(how)
+        send_signal(victim.process, signum)
 
-    def _lasting(self) -> list[Fault]:
-        return [fault for fault in self._faults if fault.kind == "pause" and fault.undone_at is None]
+    def _chosen(self, slot: Target | None, role: str) -> tuple[tuple[Engine, ...], tuple[Member, ...]]:
+        by_slot = {engine.slot: engine for engine in self._cluster.engines}
+        slots = None if slot is None else targets(slot, len(by_slot), self._chance)
+        if role == "engine":
+            if slots is None:
+                raise ValueError("which engines? Say a slot, several of them, or a word such as 'all'; or say a role")
+            return tuple(by_slot[number] for number in slots), ()
+        return (), members_of(self._cluster.roll_call().members, role, slots)
+
+    def _refuse(self, victim: Victim, kind: str) -> None:
+        """Refuse to hurt who is dead, and a process that is not the cluster's."""
+        who = f"role {victim.role!r}" if isinstance(victim, Member) else f"slot {victim.slot}"
+        if not is_alive(victim.process):
+            raise FaultError(f"cannot {kind} {who}: its process (pid {victim.process.pid}) is dead already")
+        if not self._cluster.owns(victim.process):
+            raise FaultError(f"refusing to {kind} pid {victim.process.pid} in {who}: it is not of this cluster")
+
+    def _lasting(self, *kinds: str) -> list[Fault]:
+        """Return the faults that still act and can be taken back without replacing anybody, of these kinds if given."""
+        return [
+            fault
+            for fault in self._faults
+            if fault.undone_at is None and not fault.how.deadly and fault.kind in (kinds or _LASTING)
+        ]
+
+    def _resume(self, victims: Sequence[Victim]) -> None:
+        for victim in victims:
+            if resume(victim.process):
+                self._recorder.undone(victim, f"resumed pid {victim.process.pid}")
+
+    def _replace(self, victims: Sequence[Victim]) -> None:
+        """Put new engines in the slots of those that have died. What else has died is for the repair after the test."""
+        self._see_off()
+        lost = [engine for engine in self._cluster.engines if engine in victims]
+        if lost:
+            self._cluster.replace([engine.slot for engine in lost])
+        for old in lost:
+            new = self._cluster.engines[old.slot]
+            self._hearts.wait_for_heart(new.heart, _FIRST_BEAT)
+            self._recorder.undone(old, f"pid {old.pid} replaced by pid {new.pid}")
 
     def close(self) -> None:
         """Undo every fault that can be undone, see off what was killed, and stop recording. May be called twice."""
         self._recorder.close()
         for fault in self._lasting():
-            for engine in fault.engines:
-                if resume(engine.process):
-                    self._recorder.undone(engine, f"resumed pid {engine.pid}")
-            fault.undone_at = time.monotonic()
+            fault.undo()
         self._see_off()
 
     def _see_off(self) -> None:
         """Wait until what was told to die is dead, and insist where it is not: the next test must not meet it."""
-        doomed = {engine.process for fault in self._faults if fault.kind in _DEADLY for engine in fault.engines}
+        deadly = [fault for fault in self._faults if fault.how.deadly]
+        doomed = {victim.process for fault in deadly for victim in fault.victims}
         for process in wait_gone(doomed, _GRACE):
             send_signal(process, KILL)
         wait_gone(doomed, _GRACE)
@@ -154,7 +257,7 @@ class FaultInjector:
         expectation = Expectation(slot, cause, within, time.monotonic())
         before = len(self._faults)
         yield expectation
-        injected = [f for f in self._faults[before:] if f.kind != "resume" and (slot is None or slot in f.slots)]
+        injected = [f for f in self._faults[before:] if f.sees and (slot is None or slot in f.slots)]
         if injected:
             expectation.since = injected[0].declared_at
         self._recorder.wait_for(expectation.concerns, expectation.since + within - time.monotonic())
@@ -196,8 +299,12 @@ class FaultInjector:
         raise AssertionError(f"{complaint}\nwhat happened to the hearts:\n{self._recorder.history()}")
 
 
+def _sender(signum: int) -> Callable[[Victim], object]:
+    return lambda victim: send_signal(victim.process, signum)
+
+
 def _signal_named(name: str) -> int:
     """Return the signal; raise FaultError on a system that has none of this name."""
     if not hasattr(signal, name):
-        raise FaultError(f"this system has no {name}, so engines cannot be paused here")
+        raise FaultError(f"this system has no {name}, so this cannot be done to processes here")
     return int(getattr(signal, name))

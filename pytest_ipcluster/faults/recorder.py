@@ -8,13 +8,16 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from pytest_ipcluster.cluster.processes import is_alive
-from pytest_ipcluster.faults.kinds import Fault, HeartFailure
+from pytest_ipcluster.faults.kinds import EXITED, KILLED, LOST, MISSED, Fault, HeartFailure
 from pytest_ipcluster.report.events import Event, describe
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
+    import psutil
+
     from pytest_ipcluster.cluster.engines import Engine
+    from pytest_ipcluster.faults.kinds import Victim
     from pytest_ipcluster.hearts.thread import MonitorThread
     from pytest_ipcluster.report.events import EventLog
 
@@ -26,10 +29,22 @@ _HANDLERS = 30.0
 
 
 class Recorder:
-    """Listens to one monitor from its creation until ``close()``, and knows which engine a heart belonged to."""
+    """Listens to one monitor from its creation until ``close()``, and knows which engine a heart belonged to.
 
-    def __init__(self, hearts: MonitorThread, log: EventLog, engines: Iterable[Engine]) -> None:
+    ``how_ended`` returns the exit code of a process that has ended, minus the number of the signal, or None.
+    """
+
+    def __init__(
+        self,
+        hearts: MonitorThread,
+        log: EventLog,
+        engines: Iterable[Engine],
+        how_ended: Callable[[psutil.Process], int | None],
+        controller: psutil.Process | None,
+    ) -> None:
         self._hearts = hearts
+        self._how_ended = how_ended
+        self._controller = controller
         self._log = log
         self._begun = len(log)
         self._engines = {engine.heart: engine for engine in engines}
@@ -48,10 +63,13 @@ class Recorder:
             self._engines[engine.heart] = engine
             self._faults[engine.heart] = fault
             self._log.add("fault", heart=engine.heart, slot=engine.slot, detail=f"{fault.kind} pid {engine.pid}")
+        for member in fault.members:
+            detail = f"{fault.kind} {member.role} pid {member.process.pid}"
+            self._log.add("fault", slot=member.slot, detail=detail)
 
-    def undone(self, engine: Engine, detail: str) -> None:
-        """Write down that a fault no longer acts on this engine."""
-        self._log.add("undone", heart=engine.heart, slot=engine.slot, detail=detail)
+    def undone(self, victim: Victim, detail: str) -> None:
+        """Write down that a fault no longer acts on this one."""
+        self._log.add("undone", heart=getattr(victim, "heart", None), slot=victim.slot, detail=detail)
 
     def _record(self, heart: bytes) -> None:
         """Run on the monitor's thread for each verdict."""
@@ -59,20 +77,39 @@ class Recorder:
         if verdict is None:
             return
         engine, fault = self._engines.get(heart), self._faults.get(heart)
-        cause, signum = _cause(engine, fault)
+        cause, code = self._cause(engine, fault)
         failure = HeartFailure(
             slot=None if engine is None else engine.slot,
             heart=heart,
             cause=cause,
-            signal=signum,
+            signal=-code if code is not None and code < 0 else None,
             injected_at=None if fault is None else fault.injected_at,
             last_pong=verdict.last_pong,
             verdict_at=verdict.verdict_at,
             misses=verdict.misses,
+            exit_code=code if code is not None and code >= 0 else None,
         )
         with self._lock:
             self._failures.append(failure)
         self._log.add("verdict", heart=heart, slot=failure.slot, detail=_told(failure))
+
+    def _cause(self, engine: Engine | None, fault: Fault | None) -> tuple[str, int | None]:
+        """Return why this engine's heart fell silent, and its exit code, minus the number of a signal, where known.
+
+        The system is asked first; what a fault was to do is the second-best source, for who has reaped the process
+        knows more, but tells it later.
+        """
+        if engine is None:
+            return EXITED, None
+        if is_alive(engine.process):
+            return MISSED, None
+        code = self._how_ended(engine.process)
+        deadly = fault is not None and fault.how.deadly
+        if not deadly and self._controller is not None and not is_alive(self._controller):
+            return LOST, code
+        if code is None and fault is not None and fault.sees == KILLED and fault.signal is not None:
+            code = -fault.signal
+        return (KILLED if code is not None and code < 0 else EXITED), code
 
     @property
     def failures(self) -> tuple[HeartFailure, ...]:
@@ -109,16 +146,8 @@ class Recorder:
         return next((failure for failure in self.failures if failure.heart == heart and fits(failure)), None)
 
 
-def _cause(engine: Engine | None, fault: Fault | None) -> tuple[str, int | None]:
-    """Return why this engine's heart fell silent, and the signal of ours that ended it, if one did."""
-    if engine is not None and is_alive(engine.process):
-        return "missed heartbeats", None
-    if fault is not None and fault.kind == "kill":
-        return "killed", fault.signal
-    return "exited", None
-
-
 def _told(failure: HeartFailure) -> str:
     after = "" if failure.injected_at is None else f", {failure.verdict_at - failure.injected_at:.3f} s after the fault"
     signum = "" if failure.signal is None else f" by signal {failure.signal}"
-    return f"{failure.cause}{signum}{after}"
+    code = "" if failure.exit_code is None else f" with code {failure.exit_code}"
+    return f"{failure.cause}{signum}{code}{after}"

@@ -1,11 +1,12 @@
-"""What an engine runs at start: its heart, and a card that says which process it is.
+"""What an engine runs at start: its heart, a card that says which process it is, and what it is to tell and to obey.
 
 This is an IPython extension. It reads the section ``HeartAgent`` of the engine's configuration:
 
 ``ping``, ``pong``
     The two addresses of the heart monitor. Without both of them no heart is started.
 ``cards``
-    The folder that takes this engine's card, ``<ident>.json``. Without it no card is written.
+    The folder that takes this engine's card, ``<ident>.json``, and the file that tells its task. Without it no card is
+    written.
 ``importable``
     Folders that code on the engine may import from; they are added at the end of ``sys.path``.
 
@@ -23,7 +24,9 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
+from pytest_ipcluster.hearts.crash import obey, order_file
 from pytest_ipcluster.hearts.heart import Heart
+from pytest_ipcluster.hearts.tasks import task_file, tell_tasks
 
 __all__ = ["load_ipython_extension", "unload_ipython_extension"]
 
@@ -33,13 +36,16 @@ _beating: dict[str, Heart] = {}
 
 
 def load_ipython_extension(ip: Any) -> None:
-    """Make folders importable, start the heart, then hand in the card: a card means that the heart was started."""
+    """Make folders importable, start the heart, then hand in the card: a card means that all the rest is there."""
     settings = ip.config.HeartAgent
     _make_importable(settings.get("importable", ()))
     if settings.get("ping") and settings.get("pong"):
         _start_heart(ip.kernel.ident, str(settings["ping"]), str(settings["pong"]))
     if settings.get("cards"):
-        _write_card(Path(settings["cards"]), _describe(ip.kernel))
+        cards = Path(settings["cards"])
+        tell_tasks(ip.kernel, task_file(cards, ip.kernel.ident))
+        obey(order_file(cards, ip.kernel.ident))
+        _write_card(cards, _describe(ip.kernel))
 
 
 def unload_ipython_extension(ip: Any) -> None:

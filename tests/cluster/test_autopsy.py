@@ -90,7 +90,7 @@ def test_a_launcher_tells_in_the_output_of_ipcluster(output, code):
 def runtime(tmp_path):
     """What is asked of a cluster that has no warden."""
     (tmp_path / "output").touch()
-    return SimpleNamespace(folder=SimpleNamespace(output=tmp_path / "output", guard=None), children=())
+    return SimpleNamespace(folder=SimpleNamespace(output=tmp_path / "output", logs=tmp_path, guard=None), children=())
 
 
 def ended(code: str) -> subprocess.Popen[bytes]:

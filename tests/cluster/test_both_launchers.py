@@ -114,8 +114,9 @@ def test_nothing_differs_that_a_program_can_find_out():
 
 
 def _changing(cluster) -> dict[str, str]:
-    """ipcluster calls the logs of a set of engines by the time at which they were started."""
-    return {cluster.engines[0].log_file.name: "LOG"}
+    """ipcluster calls the logs of a set of engines by the time at which they were started; uuids are new each time."""
+    [engine] = cluster.engines
+    return {engine.log_file.name: "LOG", engine.ident: "UUID"}
 
 
 def _renamed(text: str, names: dict[str, str]) -> str:

@@ -17,6 +17,7 @@ from pytest_ipcluster.errors import ClusterStartError, Death, LeakError, Unexpec
 from pytest_ipcluster.faults.expectations import Expectation
 from pytest_ipcluster.faults.injector import FaultInjector
 from pytest_ipcluster.faults.kinds import CAUSES, Fault, HeartFailure
+from pytest_ipcluster.faults.moments import Running
 from pytest_ipcluster.hearts.heart import Heart
 from pytest_ipcluster.hearts.ledger import Failure
 from pytest_ipcluster.hearts.monitor import HandlerError, HeartMonitor
@@ -35,6 +36,7 @@ CLASSES = [
     Fault,
     HeartFailure,
     Expectation,
+    Running,
     Event,
     Heart,
     HeartMonitor,

@@ -6,10 +6,12 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from pathlib import Path
 
 import psutil
 import pytest
 
+from pytest_ipcluster.cluster.autopsy import ended_with
 from pytest_ipcluster.cluster.engines import Engine
 from pytest_ipcluster.cluster.processes import send_signal
 from pytest_ipcluster.faults.injector import FaultInjector
@@ -32,6 +34,10 @@ class HeartsOnly:
     strangers: set[psutil.Process] = field(default_factory=set)
 
     dropped: list[str] = field(default_factory=list)
+    controller: psutil.Process | None = None
+
+    def how_ended(self, process: psutil.Process) -> int | None:
+        return ended_with(process, Path("no logs"), Path("no output"))
 
     def owns(self, process: psutil.Process) -> bool:
         return process not in self.strangers

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from pytest_ipcluster.faults.expectations import Expectation, check_cause
-from pytest_ipcluster.faults.kinds import HeartFailure, targets
+from pytest_ipcluster.faults.kinds import HeartFailure
 
 
 def failed(slot: int = 1, at: float = 10.3, cause: str = "killed") -> HeartFailure:
@@ -55,29 +55,3 @@ def test_any_slot_will_do_when_none_is_named():
 def test_an_unknown_cause_is_refused_with_the_known_ones():
     with pytest.raises(ValueError, match="cause 'boredom': expected one of 'killed', 'exited', 'missed heartbeats'"):
         check_cause("boredom")
-
-
-@pytest.mark.parametrize(
-    ("target", "slots"),
-    [(0, (0,)), (2, (2,)), ([0, 2], (0, 2)), ((1, 1), (1,)), (range(2), (0, 1)), ("all", (0, 1, 2))],
-)
-def test_targets_are_slots(target, slots):
-    assert targets(target, 3) == slots
-
-
-@pytest.mark.parametrize(
-    ("target", "told"),
-    [
-        (3, "slot 3: expected a number from 0 to 2"),
-        (-1, "slot -1: expected a number from 0 to 2"),
-        ([0, 9], "slot 9: expected"),
-        ([], r"slot \[\]: expected"),
-        (True, "slot True: expected"),
-        (1.0, r"slot 1\.0: expected"),
-        (["1"], "slot '1': expected"),
-        ("some", "slot 'some': expected a number from 0 to 2, several of them, or 'all'"),
-    ],
-)
-def test_other_targets_are_refused(target, told):
-    with pytest.raises(ValueError, match=told):
-        targets(target, 3)

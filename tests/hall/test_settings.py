@@ -101,7 +101,7 @@ def test_each_keyword_comes_from_the_closest_marker_that_gives_it():
 
 COUNT = "a whole number of engines, 1 or more"
 STRINGS = "a list of strings, one for each argument"
-FAULTS = "a tuple or list of faults, of 'kill', 'terminate', 'pause'"
+FAULTS = "a tuple or list of faults, of 'kill', 'terminate', 'pause', 'crash'"
 
 
 @pytest.mark.parametrize(

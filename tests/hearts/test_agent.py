@@ -2,11 +2,12 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import socket
 import stat
 import sys
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from pathlib import Path
 from types import SimpleNamespace
@@ -16,6 +17,7 @@ import pytest
 from traitlets.config import Config
 
 from pytest_ipcluster.hearts import agent
+from pytest_ipcluster.hearts.crash import CRASH
 from pytest_ipcluster.hearts.heart import Heart
 from pytest_ipcluster.hearts.thread import MonitorThread
 
@@ -31,7 +33,7 @@ def hearts() -> list[threading.Thread]:
 def fake_ip(nanny: object = None, **settings: object) -> SimpleNamespace:
     """What an extension sees of an engine."""
     engine = SimpleNamespace() if nanny is None else SimpleNamespace(nanny_pipe=nanny)
-    kernel = SimpleNamespace(ident=IDENT, engine_id=3, parent=engine)
+    kernel = SimpleNamespace(ident=IDENT, engine_id=3, parent=engine, shell_handlers={})
     return SimpleNamespace(config=Config({"HeartAgent": settings}), kernel=kernel, user_ns={})
 
 
@@ -56,8 +58,12 @@ def cards(tmp_path: Path) -> Path:
 
 
 @pytest.fixture(autouse=True)
-def _same_path_afterwards(monkeypatch: pytest.MonkeyPatch) -> None:
+def _same_process_afterwards(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     monkeypatch.setattr(sys, "path", sys.path.copy())
+    handler = signal.getsignal(CRASH) if CRASH else None
+    yield
+    if CRASH:
+        signal.signal(CRASH, handler)
 
 
 def test_engine_with_the_agent_beats_under_its_ident(
@@ -103,10 +109,10 @@ def test_engine_without_a_nanny_says_so(load_agent: LoadAgent, cards: Path) -> N
     assert json.loads((cards / f"{IDENT}.json").read_text())["nanny"] is None
 
 
-def test_card_is_for_its_owner_only_and_alone_in_the_folder(load_agent: LoadAgent, cards: Path) -> None:
+def test_what_is_written_is_for_its_owner_only(load_agent: LoadAgent, cards: Path) -> None:
     load_agent(cards=str(cards))
-    (card,) = cards.iterdir()
-    assert stat.S_IMODE(card.stat().st_mode) == 0o600
+    assert {path.name for path in cards.iterdir()} == {f"{IDENT}.json", f"{IDENT}.task"}
+    assert {stat.S_IMODE(path.stat().st_mode) for path in cards.iterdir()} == {0o600}
 
 
 def test_card_that_cannot_be_handed_in_leaves_nothing(
@@ -118,7 +124,7 @@ def test_card_that_cannot_be_handed_in_leaves_nothing(
     monkeypatch.setattr(os, "replace", refuse)
     with pytest.raises(PermissionError):
         load_agent(cards=str(cards))
-    assert list(cards.iterdir()) == []
+    assert [path.suffix for path in cards.iterdir()] == [".task"]
 
 
 def test_card_is_written_after_the_heart_was_started(
@@ -128,7 +134,7 @@ def test_card_is_written_after_the_heart_was_started(
     monkeypatch.setattr(Heart, "start", lambda _heart: found.append(list(cards.iterdir())))
     load_agent(ping="tcp://127.0.0.1:1", pong="tcp://127.0.0.1:1", cards=str(cards))
     assert found == [[]]
-    assert len(list(cards.iterdir())) == 1
+    assert len(list(cards.glob("*.json"))) == 1
 
 
 def test_heart_that_cannot_start_hands_in_no_card(
