@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from pytest_ipcluster.options import SEED
 from pytest_ipcluster.settings import SETTINGS
 from pytest_ipcluster.stash import CLOCK, KEEPER
 
@@ -132,13 +133,16 @@ def heart_failure(
     """
     from pytest_ipcluster.faults.injector import FaultInjector
 
-    keeper = _ipcluster_keeper
+    keeper, settings = _ipcluster_keeper, request.config.stash[SETTINGS]
     injector = FaultInjector(
         ipcluster,
         keeper.hearts,
         keeper.events,
         keeper.deaths.allow,
         allow_members=keeper.deaths.allow_members,
+        seed=f"{settings.seed}:{request.node.nodeid}",
+        replay=f"pytest '{request.node.nodeid}' {SEED.flag}={settings.seed}",
+        tell=lambda text: request.node.add_report_section("call", "ipcluster, by chance", text),
     )
     yield injector
     with _uncharged(request):

@@ -33,6 +33,7 @@ __all__ = [
     "MONITOR",
     "OPTIONS",
     "PROFILE",
+    "SEED",
     "SPARES",
     "START_TIMEOUT",
     "TIMEOUT",
@@ -59,6 +60,13 @@ def _whole(what: str, *, least: int = 1) -> Callable[[object], int]:
         raise ValueError(f"a whole number of {what}, {least} or more")
 
     return check
+
+
+def _seed(value: object) -> int | None:
+    """Validate a seed: any whole number that is not negative."""
+    if isinstance(value, int) and not isinstance(value, bool) and value >= 0:
+        return value
+    raise ValueError("a whole number, 0 or more")
 
 
 def _real(what: str, *, zero: bool) -> Callable[[object], float]:
@@ -267,6 +275,15 @@ KILL_AFTER = Option(
     check=_real("seconds", zero=True),
     help="seconds that the cluster gets to stop by itself before it is killed",
 )
+SEED: Option[int | None] = Option(
+    "seed",
+    metavar="N",
+    default=None,
+    default_told="chosen at random, and told by a test that fails",
+    convert=_or_text(int),
+    check=_seed,
+    help="what random faults follow from: the same number gives the same faults to the same test",
+)
 LEAKS = Option(
     "leaks",
     metavar="{fail,warn,off}",
@@ -289,6 +306,7 @@ OPTIONS: Sequence[Option[Any]] = (
     START_TIMEOUT,
     TIMEOUT,
     KILL_AFTER,
+    SEED,
     LEAKS,
 )
 

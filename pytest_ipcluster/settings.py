@@ -7,6 +7,7 @@ value, the place where it was given, and what is accepted.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterable, Mapping
 from types import MappingProxyType
 from typing import Any, NoReturn, Self, dataclass_transform
@@ -89,9 +90,9 @@ class Settings(_Record):
     """The options of one run, validated.
 
     ``shape`` is the cluster of tests that carry no marker. ``heart_period`` is in milliseconds, ``start_timeout``,
-    ``timeout`` and ``kill_after`` are in seconds, ``monitor`` is "auto", "thread" or "process", ``leaks`` is "fail",
-    "warn" or "off". ``sources`` tells for each option (``n``, ``heart_period`` ...) where its value came from: "command
-    line", "environment variable PYTEST_IPCLUSTER_N", "ini file" or "default".
+    ``timeout`` and ``kill_after`` are in seconds, ``monitor`` is "auto", "thread" or "process", ``seed`` is what random
+    faults follow from, ``leaks`` is "fail", "warn" or "off". ``sources`` tells for each option (``n``, ``heart_period``
+    ...) where its value came from: "command line", "environment variable PYTEST_IPCLUSTER_N", "ini file" or "default".
     """
 
     shape: Shape
@@ -102,6 +103,7 @@ class Settings(_Record):
     start_timeout: float
     timeout: float
     kill_after: float
+    seed: int
     leaks: str
     sources: Mapping[str, str]
 
@@ -131,9 +133,14 @@ def read_settings(config: pytest.Config) -> Settings:
         start_timeout=value(options.START_TIMEOUT),
         timeout=value(options.TIMEOUT),
         kill_after=value(options.KILL_AFTER),
+        seed=_random_seed() if (seed := value(options.SEED)) is None else seed,
         leaks=value(options.LEAKS),
         sources=MappingProxyType(sources),
     )
+
+
+def _random_seed() -> int:
+    return int.from_bytes(os.urandom(4))
 
 
 def header_line(settings: Settings) -> str:

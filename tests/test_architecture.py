@@ -19,7 +19,7 @@ ARROWS = {
     "attendance": {"deathwatch", "leakguard", "renewing", "telling", "partners", "settings", "stash"},
     "renewing": {"settings", "stash", "telling", "report", "errors"},
     "telling": {"report"},
-    "fixtures": {"attendance", "keeper", "stash", "settings", "faults", "hearts", "cluster", "errors"},
+    "fixtures": {"attendance", "keeper", "stash", "options", "settings", "faults", "hearts", "cluster", "errors"},
     "partners": set(),
     "stash": {"keeper"},  # only for type checkers
     "keeper": {"upkeep", "deathwatch", "settings", "launchers", "hearts", "cluster", "report.events", "errors"},

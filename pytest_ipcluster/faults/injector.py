@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 import signal
+import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -16,6 +17,7 @@ from pytest_ipcluster.errors import FaultError
 from pytest_ipcluster.faults.expectations import Expectation, check_cause
 from pytest_ipcluster.faults.kinds import EXITED, KILLED, MISSED, Fault, HeartFailure, Kind
 from pytest_ipcluster.faults.moments import Running, wait_until_running
+from pytest_ipcluster.faults.plan import Plan, Step, steps
 from pytest_ipcluster.faults.recorder import Recorder
 from pytest_ipcluster.faults.targets import Target, check_slot, members_of, targets
 from pytest_ipcluster.hearts.crash import CRASH, WAYS, order_file
@@ -46,14 +48,15 @@ class FaultInjector:
     """Injects faults into one cluster and records the heart failures that follow.
 
     Engines are hit by slot: a number from 0, several of them, or ``"one"``, ``"minority"``, ``"majority"`` (chosen with
-    ``chance``) or ``"all"``. With ``role`` a fault hits the processes of that role instead: ``"hub"`` (or
+    ``seed``) or ``"all"``. With ``role`` a fault hits the processes of that role instead: ``"hub"`` (or
     ``"controller"``), ``"direct scheduler"``, ``"task scheduler"``, ``"control scheduler"``, ``"broadcast scheduler"``,
     ``"iopub relay"``, ``"heart monitor of the hub"``, ``"ipcluster"``, and ``"nanny"``, there with or without slots.
 
     Every fault is declared before it acts, and returned as a :class:`Fault`, which can be undone, and is at the end of
     a ``with`` block. Durations are seconds. ``close()`` undoes what can be undone; to replace what died is the
     cluster's ``restore``. ``allow`` is told of every engine, ``allow_members`` of the other processes that are asked to
-    die, before a fault hits them or when an expected failure turns out to be an engine's end.
+    die, before a fault hits them or when an expected failure turns out to be an engine's end. ``tell`` is given what
+    chance has decided, and how to have it decide the same again, ``replay``.
     """
 
     def __init__(
@@ -64,13 +67,21 @@ class FaultInjector:
         allow: Callable[[Engine], object] = lambda _: None,
         *,
         allow_members: Callable[[Iterable[Member]], object] = lambda _: None,
-        chance: random.Random | None = None,
+        seed: object = None,
+        replay: str = "the seed",
+        tell: Callable[[str], object] = lambda _: None,
     ) -> None:
         self._cluster = cluster
         self._hearts = hearts
         self._allow = allow
         self._allow_members = allow_members
-        self._chance = chance or random.Random()
+        self._seed = random.randrange(2**32) if seed is None else seed
+        self._chance = random.Random(str(self._seed))
+        self._replay = replay
+        self._tell = tell
+        self._plans = 0
+        # A plan injects from a thread of its own.
+        self._lock = threading.RLock()
         self._recorder = Recorder(hearts, log, cluster.engines, cluster.how_ended, cluster.controller)
         self._faults: list[Fault] = []
 
@@ -134,6 +145,39 @@ class FaultInjector:
         slots = None if slot is None else targets(slot, len(self._cluster.engines), self._chance)
         yield wait_until_running(lambda: self._cluster.engines, result, timeout, slots)
 
+    @contextmanager
+    def plan(
+        self,
+        seed: object = None,
+        *,
+        rate: float = 1.0,
+        kinds: Sequence[str] = ("kill", "pause"),
+        count: int | None = None,
+    ) -> Iterator[Plan]:
+        """Inject random faults while the block runs, one at a time; all is healed at its end.
+
+        ``rate`` is how many a second, on average, not counting the time until a verdict and for healing; ``kinds`` are
+        ``"kill"``, ``"pause"`` and ``"crash"``; ``count`` is how many in all. The same seed gives the same faults in
+        the same order; without one it follows from ``--ipcluster-seed``, the test and the number of the plan in it.
+        Raises what goes wrong with the plan itself, such as a fault that the heart monitor does not notice.
+        """
+        self._plans += 1
+        given = seed is not None
+        seed = seed if given else f"{self._seed}:{self._plans}"
+        planned = steps(seed, len(self._cluster.engines), rate=rate, kinds=kinds)
+        replay = f"plan(seed={seed!r})" if given else self._replay
+        plan = Plan(planned, count, self._carry_out, self._wait_until_heard, seed=seed, replay=replay)
+        try:
+            with plan:
+                yield plan
+        finally:
+            self._tell(f"plan {self._plans} by seed {seed!r}; {plan}")
+
+    def _carry_out(self, step: Step) -> Fault:
+        if step.kind == "crash":
+            return self.crash(step.slot, step.how)
+        return self.kill(step.slot) if step.kind == "kill" else self.pause(step.slot)
+
     # -- how they are done -------------------------------------------------------------------------
 
     def _hit(self, kind: Kind, slot: Target | None, role: str) -> Fault:
@@ -142,20 +186,23 @@ class FaultInjector:
         Raises FaultError for who is dead already or not of this cluster, ValueError for a slot or a role that is not
         there.
         """
-        engines, members = self._chosen(slot, role)
-        fault = Fault(kind, engines, members, time.monotonic(), self._wait_for)
-        for victim in fault.victims:
-            self._refuse(victim, kind.name)
+        with self._lock:
+            fault = Fault(kind, *self._chosen(slot, role), time.monotonic(), self._wait_for)
+            for victim in fault.victims:
+                self._refuse(victim, kind.name)
+            self._declare(fault)
+            fault.injected_at = time.monotonic()  # the verdict may be there before the last of the signals is sent
+            for victim in fault.victims:
+                kind.inject(victim)
+        return fault
+
+    def _declare(self, fault: Fault) -> None:
         self._faults.append(fault)
         self._recorder.declare(fault)
-        if kind.deadly:
-            for engine in engines:
+        if fault.how.deadly:
+            for engine in fault.engines:
                 self._allow(engine)
-            self._allow_members(members)
-        fault.injected_at = time.monotonic()  # the verdict may be there before the last of the signals is sent
-        for victim in fault.victims:
-            kind.inject(victim)
-        return fault
+            self._allow_members(fault.members)
 
     def _order(self, how: str, signum: int, victim: Victim) -> None:
         """Tell an engine, by a file and a signal, to do it itself."""
@@ -166,6 +213,8 @@ class FaultInjector:
     def _chosen(self, slot: Target | None, role: str) -> tuple[tuple[Engine, ...], tuple[Member, ...]]:
         by_slot = {engine.slot: engine for engine in self._cluster.engines}
         slots = None if slot is None else targets(slot, len(by_slot), self._chance)
+        if isinstance(slot, str) and slot != "all":
+            self._tell(f"{slot} of the engines: slots {slots}; to replay: {self._replay}")
         if role == "engine":
             if slots is None:
                 raise ValueError("which engines? Say a slot, several of them, or a word such as 'all'; or say a role")
@@ -203,6 +252,10 @@ class FaultInjector:
             new = self._cluster.engines[old.slot]
             self._hearts.wait_for_heart(new.heart, _FIRST_BEAT)
             self._recorder.undone(old, f"pid {old.pid} replaced by pid {new.pid}")
+
+    def _wait_until_heard(self, fault: Fault) -> None:
+        for slot in fault.slots:
+            self._hearts.wait_for_heart(self._cluster.engines[slot].heart, _FIRST_BEAT)
 
     def close(self) -> None:
         """Undo every fault that can be undone, see off what was killed, and stop recording. May be called twice."""

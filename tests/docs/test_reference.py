@@ -18,6 +18,7 @@ from pytest_ipcluster.faults.expectations import Expectation
 from pytest_ipcluster.faults.injector import FaultInjector
 from pytest_ipcluster.faults.kinds import CAUSES, Fault, HeartFailure
 from pytest_ipcluster.faults.moments import Running
+from pytest_ipcluster.faults.plan import Plan, Step
 from pytest_ipcluster.hearts.heart import Heart
 from pytest_ipcluster.hearts.ledger import Failure
 from pytest_ipcluster.hearts.monitor import HandlerError, HeartMonitor
@@ -37,6 +38,8 @@ CLASSES = [
     HeartFailure,
     Expectation,
     Running,
+    Plan,
+    Step,
     Event,
     Heart,
     HeartMonitor,

@@ -20,6 +20,7 @@ SETTINGS = Settings(
     start_timeout=60.0,
     timeout=300.0,
     kill_after=5.0,
+    seed=7,
     leaks="fail",
     sources={"n": "default", "profile": "ini file"},
 )

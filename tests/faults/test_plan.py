@@ -1,0 +1,135 @@
+"""Plans of random faults: drawn by a seed alone, carried out one by one, and always healed."""
+
+from __future__ import annotations
+
+import threading
+from itertools import islice
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from pytest_ipcluster.faults.plan import KINDS, Plan, steps
+
+# Any limit that the slowest machine keeps.
+SOON = 30.0
+
+FAST = 1e6  # faults a second: nothing is waited for
+
+
+def drawn(seed: object, count: int = 50, **how: object) -> list[object]:
+    return list(islice(steps(seed, 4, **how), count))
+
+
+@given(seed=st.one_of(st.integers(), st.text()))
+def test_the_same_seed_draws_the_same(seed):
+    assert drawn(seed, kinds=KINDS) == drawn(seed, kinds=KINDS)
+
+
+def test_other_seeds_draw_something_else():
+    assert len({str(drawn(seed)) for seed in range(50)}) == 50
+
+
+@given(seed=st.integers(0, 1000), n=st.integers(1, 9), kinds=st.sets(st.sampled_from(KINDS), min_size=1))
+def test_what_is_drawn_can_be_done(seed, n, kinds):
+    for number, step in enumerate(islice(steps(seed, n, kinds=sorted(kinds)), 30), 1):
+        assert step.number == number
+        assert step.kind in kinds
+        assert 0 <= step.slot < n
+        assert bool(step.how) is (step.kind == "crash")
+        assert step.after >= 0
+        assert step.hold >= 0
+
+
+def test_every_kind_and_slot_comes():
+    found = drawn(1, 200, kinds=KINDS)
+    assert {step.kind for step in found} == set(KINDS)
+    assert {step.slot for step in found} == {0, 1, 2, 3}
+
+
+def test_so_many_faults_a_second_are_planned():
+    seconds = sum(step.after + step.hold for step in drawn(1, 2000, rate=5.0))
+    assert 300 < seconds < 500  # 400 on average
+
+
+@pytest.mark.parametrize("kinds", [(), ("boredom",), ("kill", "isolate ")])
+def test_other_kinds_are_refused(kinds):
+    with pytest.raises(ValueError, match="expected one or more of 'kill', 'pause', 'crash'"):
+        steps(1, 2, kinds=kinds)
+
+
+@pytest.mark.parametrize("rate", [0, -1.0, float("nan")])
+def test_another_rate_is_refused(rate):
+    with pytest.raises(ValueError, match="expected more than 0 faults a second"):
+        steps(1, 2, rate=rate)
+
+
+def test_a_plan_does_its_steps_one_by_one(injector):
+    planned = list(islice(steps(3, 3, rate=FAST, kinds=("pause",)), 4))
+    with injector.plan(3, rate=FAST, kinds=("pause",), count=4) as plan:
+        plan.wait(SOON)
+    assert plan.steps == tuple(planned)
+    assert [(failure.slot, failure.cause) for failure in plan.failures] == [
+        (step.slot, "missed heartbeats") for step in planned
+    ]
+    assert [fault.undone_at is not None for fault in injector.faults] == [True] * 4
+
+
+def test_the_end_of_the_block_heals_in_the_middle_of_a_plan(injector, cluster):
+    with injector.plan(3, rate=0.02, kinds=("pause",)) as plan, pytest.raises(AssertionError, match="was not over"):
+        plan.wait(0.01)
+    assert [engine.state for engine in cluster.engines] == ["running"] * 3
+
+
+def test_a_plan_goes_on_until_the_block_ends(injector):
+    with injector.plan(3, rate=FAST, kinds=("pause",)) as plan:
+        injector._recorder.wait_for(lambda _: len(injector.failures) >= 3, SOON)
+    assert len(plan.steps) >= 3
+    assert not [thread for thread in threading.enumerate() if thread.name == "ipcluster-plan"]
+
+
+def test_without_a_seed_each_plan_of_a_test_is_another_one_and_can_be_had_again(cluster, hearts, log):
+    from pytest_ipcluster.faults.injector import FaultInjector
+
+    told: list[str] = []
+    injectors = [FaultInjector(cluster, hearts, log, seed="7:test", replay="seed 7", tell=told.append) for _ in "ab"]
+    seeds = []
+    for injector in injectors:
+        for _ in range(2):
+            with injector.plan(rate=0.02) as plan:
+                seeds.append(plan.seed)
+        injector.close()
+    assert seeds == ["7:test:1", "7:test:2"] * 2
+    assert told == [f"plan {n} by seed '7:test:{n}'; to replay: seed 7\nnothing was done" for n in (1, 2)] * 2
+
+
+def test_what_chance_has_chosen_is_told_with_how_to_have_it_again(cluster, hearts, log):
+    from pytest_ipcluster.faults.injector import FaultInjector
+
+    told: list[str] = []
+    injector = FaultInjector(cluster, hearts, log, seed=7, replay="seed 7", tell=told.append)
+    fault = injector.pause("one")
+    injector.pause("all")
+    injector.close()
+    assert told == [f"one of the engines: slots {fault.slots}; to replay: seed 7"]
+
+
+def failing(_: object) -> None:
+    raise LookupError("the plan itself")
+
+
+def failing_late(_: object) -> None:
+    threading.Event().wait(0.2)  # so that the block fails first
+    raise LookupError("the plan itself")
+
+
+def test_what_goes_wrong_with_the_plan_fails_the_test():
+    plan = Plan(steps(1, 2, rate=FAST), None, failing, failing, seed=1, replay="again")
+    with pytest.raises(LookupError, match="the plan itself"), plan:
+        plan.wait(SOON)
+
+
+def test_what_goes_wrong_in_the_block_comes_first():
+    plan = Plan(steps(1, 2, rate=FAST), None, failing_late, failing, seed=1, replay="again")
+    with pytest.raises(AssertionError, match="was not over"), plan:
+        plan.wait(0)
