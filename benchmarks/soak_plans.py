@@ -1,8 +1,8 @@
 """Looks for seeds with which something goes wrong: runs of pytest with random faults beside work, one after the other.
 
 Each run is a session of its own with ``--ipcluster-seed``: tasks that are tried again, on load-balanced and direct
-views, under a plan of kills, pauses and crashes; then the results, the verdicts and the next test's cluster are judged. A
-seed with which a run fails, hangs or leaves something is told, with the end of its output.
+views, under a plan of kills, pauses and crashes; then the results, the verdicts and the next test's cluster are judged.
+A seed with which a run fails, hangs or leaves something is told, with the end of its output.
 ``--twice`` runs each seed two times and compares what was done and what was concluded.
 
     python benchmarks/soak_plans.py --minutes 10
