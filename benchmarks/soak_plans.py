@@ -44,7 +44,7 @@ def judge(ipcluster, heart_failure, plan):
     for step, failure in zip(plan.steps, plan.failures, strict=True):
         assert failure.slot == step.slot
         assert (failure.cause == "missed heartbeats") is (step.kind == "pause")
-    assert [engine.state for engine in ipcluster.engines] == ["running"] * ipcluster.n
+    assert [engine.state for engine in ipcluster.engines] == ["idle"] * ipcluster.n
 
 def test_load_balanced(ipcluster, ipcluster_client, heart_failure):
     view = ipcluster_client.load_balanced_view()

@@ -142,6 +142,7 @@ def heart_failure(
         allow_members=keeper.deaths.allow_members,
         seed=f"{settings.seed}:{request.node.nodeid}",
         replay=f"pytest '{request.node.nodeid}' {SEED.flag}={settings.seed}",
+        zombies=settings.zombies,
         tell=lambda text: request.node.add_report_section("call", "ipcluster, by chance", text),
     )
     yield injector

@@ -37,6 +37,7 @@ __all__ = [
     "SPARES",
     "START_TIMEOUT",
     "TIMEOUT",
+    "ZOMBIES",
     "N",
     "Option",
     "add_options",
@@ -284,6 +285,14 @@ SEED: Option[int | None] = Option(
     check=_seed,
     help="what random faults follow from: the same number gives the same faults to the same test",
 )
+ZOMBIES = Option(
+    "zombies",
+    metavar="{replace,keep,fail}",
+    default="replace",
+    convert=str,
+    check=_one_of("replace", "keep", "fail"),
+    help="what happens in a test to an engine that the hub has dropped for good when it goes on after a pause",
+)
 LEAKS = Option(
     "leaks",
     metavar="{fail,warn,off}",
@@ -307,6 +316,7 @@ OPTIONS: Sequence[Option[Any]] = (
     TIMEOUT,
     KILL_AFTER,
     SEED,
+    ZOMBIES,
     LEAKS,
 )
 

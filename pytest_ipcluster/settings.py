@@ -91,8 +91,9 @@ class Settings(_Record):
 
     ``shape`` is the cluster of tests that carry no marker. ``heart_period`` is in milliseconds, ``start_timeout``,
     ``timeout`` and ``kill_after`` are in seconds, ``monitor`` is "auto", "thread" or "process", ``seed`` is what random
-    faults follow from, ``leaks`` is "fail", "warn" or "off". ``sources`` tells for each option (``n``, ``heart_period``
-    ...) where its value came from: "command line", "environment variable PYTEST_IPCLUSTER_N", "ini file" or "default".
+    faults follow from, ``zombies`` is "replace", "keep" or "fail", ``leaks`` is "fail", "warn" or "off". ``sources``
+    tells for each option (``n``, ``heart_period`` ...) where its value came from: "command line", "environment variable
+    PYTEST_IPCLUSTER_N", "ini file" or "default".
     """
 
     shape: Shape
@@ -104,6 +105,7 @@ class Settings(_Record):
     timeout: float
     kill_after: float
     seed: int
+    zombies: str
     leaks: str
     sources: Mapping[str, str]
 
@@ -134,6 +136,7 @@ def read_settings(config: pytest.Config) -> Settings:
         timeout=value(options.TIMEOUT),
         kill_after=value(options.KILL_AFTER),
         seed=_random_seed() if (seed := value(options.SEED)) is None else seed,
+        zombies=value(options.ZOMBIES),
         leaks=value(options.LEAKS),
         sources=MappingProxyType(sources),
     )

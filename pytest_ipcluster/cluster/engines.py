@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import psutil
@@ -32,6 +32,8 @@ class Engine:
     log_file: Path | None
     #: The folder of the engines' cards, where it also tells its task and takes orders.
     cards: Path | None = None
+    #: Who is asked what its interpreter and the hub make of it; without that only its process and its task tell.
+    ask: Callable[[Engine], str] | None = field(default=None, repr=False, compare=False)
 
     @property
     def id(self) -> int:
@@ -55,10 +57,20 @@ class Engine:
 
     @property
     def state(self) -> str:
-        """``"running"``, ``"paused"`` (stopped by a signal) or ``"dead"``, as the operating system says now."""
+        """What it is like now; some milliseconds are needed to find out, and a second for one that is stuck.
+
+        ``"dead"``: its process has ended. ``"paused"``: that is stopped by a signal. ``"zombie"``: the hub has dropped
+        it, for good, though it lives. ``"stuck"``: its interpreter does not answer. ``"busy"``: it works on a task.
+        ``"idle"``: it does not.
+        """
         if not is_alive(self.process):
             return "dead"
-        return "paused" if is_paused(self.process) else "running"
+        if is_paused(self.process):
+            return "paused"
+        if self.ask is None:
+            return "busy" if self.task else "idle"
+        answer = self.ask(self)
+        return answer if is_alive(self.process) else "dead"
 
     @property
     def task(self) -> str:
@@ -84,7 +96,12 @@ def is_gone(engines: Iterable[Engine], heart: bytes) -> bool | None:
     return None
 
 
-def read_engines(registered: Mapping[int, str], cards: Path, logs: Mapping[int, Path]) -> dict[int, Engine]:
+def read_engines(
+    registered: Mapping[int, str],
+    cards: Path,
+    logs: Mapping[int, Path],
+    ask: Callable[[Engine], str] | None = None,
+) -> dict[int, Engine]:
     """Return the registered engines that have left their card in the folder ``cards``, by slot.
 
     ``registered`` maps engine ids to uuids; ``logs`` pids to log files. An engine whose process is gone already
@@ -92,7 +109,7 @@ def read_engines(registered: Mapping[int, str], cards: Path, logs: Mapping[int, 
     """
     found = {}
     for slot, ident in registered.items():
-        engine = _read_card(slot, ident, cards, logs)
+        engine = _read_card(slot, ident, cards, logs, ask)
         if engine is not None:
             found[slot] = engine
     return found
@@ -106,7 +123,9 @@ def _read_task(file: Path) -> str:
         return ""
 
 
-def _read_card(slot: int, ident: str, cards: Path, logs: Mapping[int, Path]) -> Engine | None:
+def _read_card(
+    slot: int, ident: str, cards: Path, logs: Mapping[int, Path], ask: Callable[[Engine], str] | None
+) -> Engine | None:
     try:
         card = json.loads((cards / f"{ident}.json").read_text())
     except FileNotFoundError:
@@ -115,4 +134,4 @@ def _read_card(slot: int, ident: str, cards: Path, logs: Mapping[int, Path]) -> 
     if process is None:
         return None
     nanny = find(card["nanny"]) if card.get("nanny") else None
-    return Engine(slot, ident, card["host"], process, nanny, logs.get(card["pid"]), cards)
+    return Engine(slot, ident, card["host"], process, nanny, logs.get(card["pid"]), cards, ask)

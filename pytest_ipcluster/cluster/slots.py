@@ -15,6 +15,7 @@ import psutil
 from pytest_ipcluster.cluster.diagnosis import tail
 from pytest_ipcluster.cluster.engines import Engine, read_engines
 from pytest_ipcluster.cluster.hub import Hub, Unfinished
+from pytest_ipcluster.cluster.liveness import state_of
 from pytest_ipcluster.cluster.processes import (
     KILL,
     children,
@@ -133,7 +134,10 @@ class Slots:
     def _found(self, registered: dict[int, str]) -> dict[int, Engine]:
         """Return the engines that are registered and have left their card, also those that somebody else added."""
         logs = {role.pid: role.log for role in self._runtime.roles().engines if role.pid and role.log}
-        return read_engines(registered, self._runtime.folder.cards, {**logs, **self._logs})
+        return read_engines(registered, self._runtime.folder.cards, {**logs, **self._logs}, self._state)
+
+    def _state(self, engine: Engine) -> str:
+        return state_of(engine, self._runtime.hub)
 
     def wait_dropped(self, ident: str, patience: float = 1.0) -> None:
         """Wait until the hub knows that the engine of this uuid is gone, at most ``patience`` seconds.
@@ -145,6 +149,12 @@ class Slots:
             deadline = time.monotonic() + patience
             if hub.wait_until(lambda ids: ident not in ids.values(), deadline, wakeup, _nothing) is not None:
                 time.sleep(_TOLD)  # the hub's news reach the schedulers, and no notice tells of that
+
+    def zombies(self, engines: Iterable[Engine]) -> list[Engine]:
+        """Return those of these engines that live and that the hub has dropped: they never come back by themselves."""
+        with self._runtime.hub() as hub:
+            registered = set(hub.engines(_SOON).values())
+        return [engine for engine in engines if engine.ident not in registered and is_alive(engine.process)]
 
     def unfinished(self, *, direct: bool = False) -> Unfinished:
         """Return the load-balanced tasks, and with ``direct`` those sent directly, that have not come to an end."""
@@ -165,7 +175,7 @@ class Slots:
         with self._runtime.hub() as hub:
             registered = hub.engines(min(timeout, _SOON))
             self._engines = {**self._found(registered), **self._engines}
-            paused = [slot for slot, engine in self._engines.items() if slot < n and engine.state == "paused"]
+            paused = [slot for slot, engine in self._engines.items() if slot < n and is_paused(engine.process)]
             reasons = {slot: reason for slot in range(n) if (reason := self._defect(slot, registered))}
             surplus = set(registered) - set(range(n))
             if reasons or surplus:
@@ -192,7 +202,7 @@ class Slots:
         if engine is None:
             return "there was no engine"
         resume(engine.process)  # whatever its state looks like: a stop that was just sent may not show yet
-        if engine.state == "dead" or is_doomed(engine.process):
+        if not is_alive(engine.process) or is_doomed(engine.process):
             return "the engine was dead"
         if engine.nanny is not None and not is_alive(engine.nanny):
             return "the engine's nanny was dead"
@@ -298,7 +308,7 @@ class Slots:
                 code = start.process.returncode
                 raise RepairError(f"the new engine in slot {start.slot} ended with code {code}:\n{tail(start.log)}")
         for engine in self._engines.values():
-            if engine.state == "dead":
+            if not is_alive(engine.process):
                 raise RepairError(f"the engine in slot {engine.slot} (pid {engine.pid}) ended during the repair")
 
     def _start(self, slot: int) -> _Start:

@@ -56,7 +56,9 @@ class FaultInjector:
     a ``with`` block. Durations are seconds. ``close()`` undoes what can be undone; to replace what died is the
     cluster's ``restore``. ``allow`` is told of every engine, ``allow_members`` of the other processes that are asked to
     die, before a fault hits them or when an expected failure turns out to be an engine's end. ``tell`` is given what
-    chance has decided, and how to have it decide the same again, ``replay``.
+    chance has decided, and how to have it decide the same again, ``replay``. ``zombies`` is what is done about an
+    engine that the hub has dropped, when it goes on after a pause: ``"replace"``, ``"keep"``, or ``"fail"`` with a
+    FaultError.
     """
 
     def __init__(
@@ -69,6 +71,7 @@ class FaultInjector:
         allow_members: Callable[[Iterable[Member]], object] = lambda _: None,
         seed: object = None,
         replay: str = "the seed",
+        zombies: str = "replace",
         tell: Callable[[str], object] = lambda _: None,
     ) -> None:
         self._cluster = cluster
@@ -78,10 +81,13 @@ class FaultInjector:
         self._seed = random.randrange(2**32) if seed is None else seed
         self._chance = random.Random(str(self._seed))
         self._replay = replay
+        self._zombies = zombies
         self._tell = tell
         self._plans = 0
+        self._closed = False
         # A plan injects from a thread of its own.
         self._lock = threading.RLock()
+        self._log = log
         self._recorder = Recorder(hearts, log, cluster.engines, cluster.how_ended, cluster.controller)
         self._faults: list[Fault] = []
 
@@ -110,6 +116,7 @@ class FaultInjector:
             if set(pause.members) <= set(fault.members):
                 pause.members = ()
             pause.settle(fault.slots)
+        self._see_to_zombies(fault.engines)
         return fault
 
     def crash(self, slot: Target, how: str = "exit") -> Fault:
@@ -241,13 +248,33 @@ class FaultInjector:
         for victim in victims:
             if resume(victim.process):
                 self._recorder.undone(victim, f"resumed pid {victim.process.pid}")
+        self._see_to_zombies([engine for engine in self._cluster.engines if engine in victims])
+
+    def _see_to_zombies(self, engines: Sequence[Engine]) -> None:
+        """Replace engines that the hub has dropped while they did not answer, or whatever is asked for."""
+        zombies = self._cluster.slots.zombies(engines) if engines and not self._closed else []
+        for engine in zombies:
+            self._log.add(
+                "zombie", heart=engine.heart, slot=engine.slot, detail=f"the hub has dropped pid {engine.pid}"
+            )
+        if zombies and self._zombies == "fail":
+            slots = ", ".join(str(engine.slot) for engine in zombies)
+            raise FaultError(
+                f"the hub has dropped the engines in slots {slots}, though they live: they never come back"
+            )
+        if zombies and self._zombies == "replace":
+            self._put_new(zombies)
 
     def _replace(self, victims: Sequence[Victim]) -> None:
         """Put new engines in the slots of those that have died. What else has died is for the repair after the test."""
         self._see_off()
         lost = [engine for engine in self._cluster.engines if engine in victims]
         if lost:
-            self._cluster.replace([engine.slot for engine in lost])
+            self._put_new(lost)
+
+    def _put_new(self, lost: Sequence[Engine]) -> None:
+        """Put new engines in the place of these, and wait until they are heard."""
+        self._cluster.replace([engine.slot for engine in lost])
         for old in lost:
             new = self._cluster.engines[old.slot]
             self._hearts.wait_for_heart(new.heart, _FIRST_BEAT)
@@ -260,6 +287,7 @@ class FaultInjector:
     def close(self) -> None:
         """Undo every fault that can be undone, see off what was killed, and stop recording. May be called twice."""
         self._recorder.close()
+        self._closed = True  # what the hub has dropped is for the repair after the test
         for fault in self._lasting():
             fault.undo()
         self._see_off()

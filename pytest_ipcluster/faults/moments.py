@@ -7,6 +7,8 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from pytest_ipcluster.cluster.processes import is_alive
+
 if TYPE_CHECKING:
     from pytest_ipcluster.cluster.engines import Engine
 
@@ -51,12 +53,12 @@ def _find(engines: Iterable[Engine], tasks: tuple[str, ...], slots: Sequence[int
     for engine in engines:
         task = engine.task
         # A broadcast scheduler gives the message for each engine an id of its own, made of the original's.
-        if task and task.startswith(tasks) and (slots is None or engine.slot in slots) and engine.state != "dead":
+        if task and task.startswith(tasks) and (slots is None or engine.slot in slots) and is_alive(engine.process):
             return Running(task, engine)
     return None
 
 
 def _complaint(engines: Sequence[Engine], tasks: Sequence[str], limit: str) -> str:
     why = f"no engine has begun to work on it{limit}" if limit else "it was done before that was seen"
-    work = ", ".join(f"slot {engine.slot} {engine.state} with {engine.task or 'nothing'}" for engine in engines)
+    work = ", ".join(f"slot {engine.slot} works on {engine.task or 'nothing'}" for engine in engines)
     return f"task {', '.join(tasks)}: {why}; {work}"

@@ -49,13 +49,60 @@ def test_an_engine_shows_its_log(cluster):
     assert "Completed registration" in cluster.engines[0].log()
 
 
+def spin(seconds: int) -> None:
+    """Hold the interpreter in C for so long: nothing else in this process gets to run Python."""
+    import ctypes
+
+    ctypes.PyDLL(None).sleep(seconds)
+
+
+def test_an_engine_says_whether_it_works(cluster):
+    with cluster.client() as client:
+        engine = cluster.engines[0]
+        assert engine.state == "idle"
+        client[0].apply_async(eval, "[None for _ in iter(int, 1)]")
+        until(lambda: engine.task)
+        assert engine.state == "busy"  # it computes for ever, and still answers
+        cluster.replace([0])
+
+
+def test_an_engine_whose_interpreter_is_held_is_stuck(cluster):
+    with cluster.client() as client:
+        engine = cluster.engines[0]
+        client[0].apply_async(spin, 600)
+        until(lambda: engine.state == "stuck")  # from the moment on when the task holds it
+        assert engine.task
+        cluster.replace([0])
+
+
+def test_an_engine_that_the_hub_has_dropped_is_a_zombie(cluster):
+    engine = cluster.engines[1]
+    assert cluster.slots.zombies(cluster.engines) == []
+    with cluster.slots._runtime.hub() as hub:
+        hub.unregister(1)
+        assert 1 not in hub.engines(10)
+    assert engine.state == "zombie"
+    assert cluster.slots.zombies(cluster.engines) == [engine]
+    cluster.restore()
+    assert (engine.state, cluster.engines[1].state) == ("dead", "idle")
+
+
+def test_with_a_paused_hub_an_engine_is_what_it_would_be_otherwise(cluster):
+    hub = cluster.controller
+    send_signal(hub, signal.SIGSTOP)
+    try:
+        assert cluster.engines[0].state == "idle"
+    finally:
+        send_signal(hub, signal.SIGCONT)
+
+
 def test_an_engine_says_whether_it_runs(cluster):
     engine = cluster.engines[0]
-    assert engine.state == "running"
+    assert engine.state == "idle"
     send_signal(engine.process, signal.SIGSTOP)
     until(lambda: engine.state == "paused")
     send_signal(engine.process, signal.SIGCONT)
-    until(lambda: engine.state == "running")
+    until(lambda: engine.state == "idle")
     send_signal(engine.process, signal.SIGKILL)
     until(lambda: engine.state == "dead")
 

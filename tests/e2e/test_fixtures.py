@@ -122,7 +122,7 @@ def test_a_pause_that_outlasts_the_test(heart_failure):
 
 
 def test_does_not_outlast_the_next(ipcluster, ipcluster_client):
-    assert [engine.state for engine in ipcluster.engines] == ["running"] * ipcluster.n
+    assert [engine.state for engine in ipcluster.engines] == ["idle"] * ipcluster.n
     assert ipcluster_client[:].apply_async(os.getpid).get(SOON) == [engine.pid for engine in ipcluster.engines]
 
 

@@ -51,7 +51,7 @@ def look(ipcluster, client):
     """Find the cluster as new."""
     pids = [engine.pid for engine in ipcluster.engines]
     assert client.ids == [0, 1]
-    assert [engine.state for engine in ipcluster.engines] == ["running"] * 2
+    assert [engine.state for engine in ipcluster.engines] == ["idle"] * 2
     assert client[:].apply_async(os.getpid).get(SOON) == pids
     assert client.broadcast_view().apply_async(os.getpid).get(SOON) == pids
     assert client.load_balanced_view().map_async(abs, range(-9, 0)).get(SOON) == list(range(9, 0, -1))

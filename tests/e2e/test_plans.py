@@ -29,7 +29,7 @@ def test_the_same_seed_gives_the_same_faults_and_verdicts(ipcluster, heart_failu
         runs.append((plan.steps, [(one.slot, one.cause, one.signal, one.exit_code) for one in plan.failures]))
     assert runs[0] == runs[1]
     assert len(runs[0][0]) == 2
-    assert [engine.state for engine in ipcluster.engines] == ["running", "running"]
+    assert [engine.state for engine in ipcluster.engines] == ["idle", "idle"]
 
 
 def test_a_plan_beside_work_that_is_tried_again(ipcluster_client, heart_failure):

@@ -19,7 +19,7 @@ def test_a_test_with_nothing_but_the_cluster_finds_its_engines_whatever_was_done
         @pytest.fixture
         def mine(ipcluster):
             # set up after the repair
-            assert [engine.state for engine in ipcluster.engines] == ["running"] * 2
+            assert [engine.state for engine in ipcluster.engines] == ["idle"] * 2
             client = ipcluster.client()
             assert client[:].apply_async(os.getpid).get(60) == [engine.pid for engine in ipcluster.engines]
             client.close()

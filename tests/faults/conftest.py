@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -45,6 +45,9 @@ class HeartsOnly:
     @property
     def slots(self) -> HeartsOnly:
         return self
+
+    def zombies(self, engines: Iterable[Engine]) -> list[Engine]:  # noqa: ARG002 - there is no hub here
+        return []
 
     def wait_dropped(self, ident: str) -> None:
         self.dropped.append(ident)

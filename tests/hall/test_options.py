@@ -63,7 +63,7 @@ def value_of(settings, name):
 
 def test_the_table_holds_exactly_the_options_of_this_release():
     names = "n args engines profile heart_period heart_misses monitor spares start_timeout timeout kill_after"
-    names += " seed leaks"
+    names += " seed zombies leaks"
     assert {option.name for option in OPTIONS} == set(names.split())
 
 

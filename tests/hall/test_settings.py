@@ -21,6 +21,7 @@ SETTINGS = Settings(
     timeout=300.0,
     kill_after=5.0,
     seed=7,
+    zombies="replace",
     leaks="fail",
     sources={"n": "default", "profile": "ini file"},
 )
