@@ -49,11 +49,8 @@ def test_an_engine_shows_its_log(cluster):
     assert "Completed registration" in cluster.engines[0].log()
 
 
-def spin(seconds: int) -> None:
-    """Hold the interpreter in C for so long: nothing else in this process gets to run Python."""
-    import ctypes
-
-    ctypes.PyDLL(None).sleep(seconds)
+#: A call in C that keeps the interpreter to itself: nothing else in the process gets to run Python.
+HOLD = "__import__('ctypes').PyDLL(None).sleep(600)"
 
 
 def test_an_engine_says_whether_it_works(cluster):
@@ -69,7 +66,7 @@ def test_an_engine_says_whether_it_works(cluster):
 def test_an_engine_whose_interpreter_is_held_is_stuck(cluster):
     with cluster.client() as client:
         engine = cluster.engines[0]
-        client[0].apply_async(spin, 600)
+        client[0].apply_async(eval, HOLD)
         until(lambda: engine.state == "stuck")  # from the moment on when the task holds it
         assert engine.task
         cluster.replace([0])
