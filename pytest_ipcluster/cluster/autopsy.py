@@ -32,8 +32,8 @@ __all__ = ["ended_with", "exit_code", "in_words", "launcher_told", "post_mortem"
 #: Seconds within which parents have said how their children ended: the launchers of ipcluster look every 0.04 s.
 _TOLD_WITHIN = 1.0
 
-#: Seconds from the moment in which the forkserver reaps a process until it has written how that ended, and more.
-_ON_ITS_WAY = 0.02
+#: Seconds between two looks at what is written without a notice.
+_AGAIN = 0.002
 
 #: How many of the last lines of a log are shown: a process that was killed has said nothing about it.
 _LOG_LINES = 10
@@ -115,14 +115,14 @@ def exit_code(process: psutil.Process, runtime: Runtime, patience: float) -> int
     return code
 
 
-def ended_with(process: psutil.Process, logs: Path, output: Path) -> int | None:
+def ended_with(process: psutil.Process, logs: Path, output: Path, patience: float) -> int | None:
     """Return how this dead process ended, if the kernel, the forkserver or ipcluster's ``output`` tell; else None.
 
-    From any thread. Who has been reaped a moment ago is waited for, for the forkserver's line may be on its way.
+    From any thread. What has been reaped a moment ago is told a moment later, for which ``patience`` seconds are given.
     """
-    deadline = time.monotonic() + _ON_ITS_WAY
+    deadline = time.monotonic() + patience
     while (code := _written(process, logs, output)) is None and time.monotonic() < deadline:
-        time.sleep(_ON_ITS_WAY / 10)
+        time.sleep(_AGAIN)
     return code
 
 

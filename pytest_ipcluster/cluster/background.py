@@ -373,12 +373,12 @@ class BackgroundCluster(SingletonConfigurable):
         role = self._running().roles().controller
         return find(role.pid) if role is not None and role.pid is not None else None
 
-    def how_ended(self, process: psutil.Process) -> int | None:
-        """Return the exit code of a process that has just ended, minus the signal that ended it; None if not known yet.
+    def how_ended(self, process: psutil.Process, patience: float = 0.02) -> int | None:
+        """Return the exit code of a process that has just ended, minus the signal that ended it.
 
-        It waits for some milliseconds at most, and may be called from any thread.
+        None when nobody tells within ``patience`` seconds. May be called from any thread.
         """
-        return ended_with(process, self.folder.logs, self.folder.output)
+        return ended_with(process, self.folder.logs, self.folder.output, patience)
 
     def roll_call(self) -> RollCall:
         """Find out who belongs to the running cluster, by role. Raises ClusterError when it is not running."""

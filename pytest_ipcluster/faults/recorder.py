@@ -28,10 +28,15 @@ __all__ = ["Recorder"]
 _HANDLERS = 30.0
 
 
+#: Seconds for those who reap an engine to tell how it ended; the handlers that come after ours wait as long.
+_TELLING = 0.02
+
+
 class Recorder:
     """Listens to one monitor from its creation until ``close()``, and knows which engine a heart belonged to.
 
-    ``how_ended`` returns the exit code of a process that has ended, minus the number of the signal, or None.
+    ``how_ended`` returns the exit code of a process that has ended, minus the number of the signal, or None when that is
+    not known within some seconds.
     """
 
     def __init__(
@@ -39,7 +44,7 @@ class Recorder:
         hearts: MonitorThread,
         log: EventLog,
         engines: Iterable[Engine],
-        how_ended: Callable[[psutil.Process], int | None],
+        how_ended: Callable[[psutil.Process, float], int | None],
         controller: psutil.Process | None,
     ) -> None:
         self._hearts = hearts
@@ -97,13 +102,14 @@ class Recorder:
         """Return why this engine's heart fell silent, and its exit code, minus the number of a signal, where known.
 
         The system is asked first; what a fault was to do is the second-best source, for who has reaped the process
-        knows more, but tells it later.
+        knows more, but tells it later. That is not waited for after a signal that nothing survives.
         """
         if engine is None:
             return EXITED, None
         if is_alive(engine.process):
             return MISSED, None
-        code = self._how_ended(engine.process)
+        killed = fault is not None and fault.kind == "kill"
+        code = self._how_ended(engine.process, 0.0 if killed else _TELLING)
         deadly = fault is not None and fault.how.deadly
         if not deadly and self._controller is not None and not is_alive(self._controller):
             return LOST, code

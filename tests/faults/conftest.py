@@ -36,8 +36,8 @@ class HeartsOnly:
     dropped: list[str] = field(default_factory=list)
     controller: psutil.Process | None = None
 
-    def how_ended(self, process: psutil.Process) -> int | None:
-        return ended_with(process, Path("no logs"), Path("no output"))
+    def how_ended(self, process: psutil.Process, patience: float) -> int | None:
+        return ended_with(process, Path("no logs"), Path("no output"), patience)
 
     def owns(self, process: psutil.Process) -> bool:
         return process not in self.strangers
