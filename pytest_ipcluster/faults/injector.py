@@ -1,4 +1,4 @@
-"""What the ``heart_failure`` fixture hands out: it hurts a cluster, and asserts what the failure handlers did."""
+"""What the ``heart_failure`` fixture hands out: it hurts a cluster on purpose, and heals it."""
 
 from __future__ import annotations
 
@@ -9,17 +9,16 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import TYPE_CHECKING, Any
 
 from pytest_ipcluster.cluster.processes import KILL, is_alive, resume, send_signal, wait_gone
 from pytest_ipcluster.cluster.rollcall import Member
 from pytest_ipcluster.errors import FaultError
-from pytest_ipcluster.faults.expectations import Expectation, check_cause
-from pytest_ipcluster.faults.kinds import EXITED, KILLED, MISSED, Fault, HeartFailure, Kind
+from pytest_ipcluster.faults.kinds import EXITED, KILLED, MISSED, Fault, Kind
 from pytest_ipcluster.faults.moments import Running, wait_until_running
 from pytest_ipcluster.faults.plan import Plan, Step, steps
-from pytest_ipcluster.faults.recorder import Recorder
-from pytest_ipcluster.faults.targets import Target, check_slot, members_of, targets
+from pytest_ipcluster.faults.targets import Target, members_of, targets
+from pytest_ipcluster.faults.verdicts import Verdicts
 from pytest_ipcluster.hearts.crash import CRASH, WAYS, order_file
 
 if TYPE_CHECKING:
@@ -27,7 +26,7 @@ if TYPE_CHECKING:
     from pytest_ipcluster.cluster.engines import Engine
     from pytest_ipcluster.faults.kinds import Victim
     from pytest_ipcluster.hearts.thread import MonitorThread
-    from pytest_ipcluster.report.events import Event, EventLog
+    from pytest_ipcluster.report.events import EventLog
 
 __all__ = ["FaultInjector"]
 
@@ -44,7 +43,7 @@ _LASTING = ("pause",)
 _CRASHES = {"exit": None, "segfault": "SIGSEGV", "abort": "SIGABRT", "oom": "SIGKILL"}
 
 
-class FaultInjector:
+class FaultInjector(Verdicts):
     """Injects faults into one cluster and records the heart failures that follow.
 
     Engines are hit by slot: a number from 0, several of them, or ``"one"``, ``"minority"``, ``"majority"`` (chosen with
@@ -74,9 +73,7 @@ class FaultInjector:
         zombies: str = "replace",
         tell: Callable[[str], object] = lambda _: None,
     ) -> None:
-        self._cluster = cluster
-        self._hearts = hearts
-        self._allow = allow
+        super().__init__(cluster, hearts, log, allow)
         self._allow_members = allow_members
         self._seed = random.randrange(2**32) if seed is None else seed
         self._chance = random.Random(str(self._seed))
@@ -87,9 +84,6 @@ class FaultInjector:
         self._closed = False
         # A plan injects from a thread of its own.
         self._lock = threading.RLock()
-        self._log = log
-        self._recorder = Recorder(hearts, log, cluster.engines, cluster.how_ended, cluster.controller)
-        self._faults: list[Fault] = []
 
     # -- faults ------------------------------------------------------------------------------------
 
@@ -299,85 +293,6 @@ class FaultInjector:
         for process in wait_gone(doomed, _GRACE):
             send_signal(process, KILL)
         wait_gone(doomed, _GRACE)
-
-    # -- records -----------------------------------------------------------------------------------
-
-    @property
-    def faults(self) -> tuple[Fault, ...]:
-        """Every fault of this test, in order."""
-        return tuple(self._faults)
-
-    @property
-    def failures(self) -> tuple[HeartFailure, ...]:
-        """Every verdict since this test began, in order."""
-        return self._recorder.failures
-
-    @property
-    def events(self) -> tuple[Event, ...]:
-        """Everything that happened to the hearts since this test began, in order."""
-        return self._recorder.events
-
-    # -- assertions --------------------------------------------------------------------------------
-
-    @contextmanager
-    def expect(
-        self, slot: int | None = None, *, cause: str | None = None, within: float = 5.0
-    ) -> Iterator[Expectation]:
-        """Assert that the failure handlers fire exactly once for this slot, for this cause, in time.
-
-        ``within`` seconds run from the first fault that the block injects into the slot; from the block's
-        beginning when it injects none. The block's end waits for the verdict and for all handlers to have run, and
-        after a death until the hub has dropped the engine (1 s at most), so that no task is sent to it any more.
-        An engine that died, however it was ended, has died because the test asked for it.
-        Without ``slot`` any engine will do. Raises AssertionError with the hearts' history; an exception of a
-        handler is raised as it is.
-        """
-        check_cause(cause)
-        if slot is not None:
-            check_slot(slot, len(self._cluster.engines))
-        expectation = Expectation(slot, cause, within, time.monotonic())
-        before = len(self._faults)
-        yield expectation
-        injected = [f for f in self._faults[before:] if f.sees and (slot is None or slot in f.slots)]
-        if injected:
-            expectation.since = injected[0].declared_at
-        self._recorder.wait_for(expectation.concerns, expectation.since + within - time.monotonic())
-        self._hearts.monitor.raise_handler_errors()
-        if complaint := expectation.complaint(self.failures):
-            self._fail(complaint)
-        expectation.failure = next(filter(expectation.concerns, self.failures))
-        self._allow_end(expectation.failure)
-        if expectation.failure.cause in ("killed", "exited"):
-            self._cluster.slots.wait_dropped(expectation.failure.heart.decode())
-
-    def _allow_end(self, failure: HeartFailure) -> None:
-        """Take a failure that the test has expected for a death that it has asked for, if it is one."""
-        for engine in self._cluster.engines:
-            if engine.heart == failure.heart and failure.cause != "missed heartbeats":
-                self._allow(engine)
-
-    def assert_fired(self, slot: int | None = None, *, cause: str | None = None, times: int = 1) -> None:
-        """Assert that the failure handlers have fired so many times for this slot (in all, without ``slot``) by now."""
-        check_cause(cause)
-        found = [f for f in self.failures if slot in (None, f.slot) and cause in (None, f.cause)]
-        if len(found) != times:
-            about = "" if slot is None else f" for slot {slot}"
-            because = "" if cause is None else f" because of {cause!r}"
-            self._fail(f"the failure handlers fired {len(found)} times{about}{because}, not {times}")
-
-    def assert_not_fired(self, slot: int | None = None) -> None:
-        """Assert that no failure handler has fired for this slot (for any, without ``slot``) by now."""
-        self.assert_fired(slot, times=0)
-
-    def _wait_for(self, engine: Engine, since: float, timeout: float) -> HeartFailure:
-        failure = self._recorder.wait_for(lambda f: f.heart == engine.heart and f.verdict_at >= since, timeout)
-        self._hearts.monitor.raise_handler_errors()
-        if failure is None:
-            self._fail(f"no failure handler fired for slot {engine.slot} within {timeout:g} s")
-        return failure
-
-    def _fail(self, complaint: str) -> NoReturn:
-        raise AssertionError(f"{complaint}\nwhat happened to the hearts:\n{self._recorder.history()}")
 
 
 def _sender(signum: int) -> Callable[[Victim], object]:

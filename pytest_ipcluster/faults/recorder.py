@@ -35,8 +35,8 @@ _TELLING = 0.02
 class Recorder:
     """Listens to one monitor from its creation until ``close()``, and knows which engine a heart belonged to.
 
-    ``how_ended`` returns the exit code of a process that has ended, minus the number of the signal, or None when that is
-    not known within some seconds.
+    ``how_ended`` returns the exit code of a process that has ended, minus the number of the signal, or None when that
+    is not known within some seconds.
     """
 
     def __init__(
