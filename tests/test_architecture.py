@@ -30,7 +30,8 @@ ARROWS = {
     "options": {"launchers"},
     "faults": {"hearts", "cluster", "report.events", "errors"},
     "hearts": {"report.events", "errors"},
-    "cluster": {"launchers", "report.events", "errors"},
+    "cluster": {"launchers", "network", "report.events", "errors"},
+    "network": {"errors"},
     "report": {"errors"},
     "launchers": set(),
     "errors": set(),
@@ -102,7 +103,7 @@ def test_the_arrows_make_no_circle():
 
 @pytest.mark.parametrize("path", MODULES, ids=name_of)
 def test_only_the_hall_knows_pytest(path):
-    if room(name_of(path)) in {"cluster", "hearts", "faults", "report", "launchers", "errors", "__init__"}:
+    if room(name_of(path)) in {"cluster", "hearts", "faults", "report", "launchers", "network", "errors", "__init__"}:
         assert not any(name.split(".")[0] in {"pytest", "_pytest"} for name in imports(path))
 
 
