@@ -93,7 +93,7 @@ class Keeper:
         replaced. Raises :class:`ClusterError`; the same again, at once, for every further test that wants the same
         cluster.
         """
-        kind = (shape.engines, shape.extra_args, shape.profile, repr(config))
+        kind = (shape.engines, shape.extra_args, shape.profile, shape.network, repr(config))
         if (shape, kind) in self._failed:
             raise self._failed[shape, kind]
         if self._cluster is None or self._kind != kind:
@@ -127,6 +127,7 @@ class Keeper:
                 profile=shape.profile or "default",
                 launcher="" if shape.engines == LOCAL else shape.engines,
                 extra_args=list(shape.extra_args),
+                network=shape.network,
                 cluster_config=config,
                 engine_setup=EngineSetup(hearts.ping_url, hearts.pong_url, self._importable),
                 spares=self._settings.spares,

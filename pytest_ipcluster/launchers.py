@@ -6,7 +6,16 @@ third parties install, so a launcher of somebody else's is known as soon as it i
 
 from __future__ import annotations
 
-__all__ = ["FAULTS", "FORKSERVER", "LOCAL", "LOCAL_LAUNCHERS", "capabilities", "check_launcher", "known_launchers"]
+__all__ = [
+    "FAULTS",
+    "FORKSERVER",
+    "LOCAL",
+    "LOCAL_LAUNCHERS",
+    "capabilities",
+    "check_launcher",
+    "known_launchers",
+    "network_refusal",
+]
 
 LOCAL = "local"
 #: Local engines that are forked from a process that has imported everything; the local launcher where that can't be.
@@ -55,6 +64,15 @@ def capabilities(name: str) -> frozenset[str]:
     No fault for a launcher not known here: its engines may live on other hosts, out of a signal's reach.
     """
     return _CAPABILITIES.get(name.lower(), frozenset())
+
+
+def network_refusal(name: str, *, private: bool) -> str:
+    """Say why engines of this launcher can't have networks of their own; empty when they can."""
+    if not private:
+        return "takes a private profile: in one of your own, its files say how engines reach the controller"
+    if name.lower() not in LOCAL_LAUNCHERS:
+        return f"takes one of the launchers {', '.join(map(repr, LOCAL_LAUNCHERS))}, not {name!r}"
+    return ""
 
 
 def _is_import_path(name: str) -> bool:

@@ -139,11 +139,13 @@ class LeakGuard:
         return found.without(log_files() | self._plugins_own()) if found else found
 
     def _plugins_own(self) -> set[str]:
-        """Return what the plugin opens while a test runs: hearts of new engines connect, a warden may be replaced."""
+        """Return what the plugin opens while a test runs: hearts of new engines connect, parts may be replaced."""
         if self._keeper is None or self._keeper.folder is None:
             return set()
         hearts, guard = self._keeper.hearts, self._keeper.folder.guard
         addresses = {url.split("://", 1)[1] for url in (hearts.ping_url, hearts.pong_url)}
+        lanes = None if self._keeper.cluster is None else self._keeper.cluster.lanes
+        addresses |= set() if lanes is None else {str(lanes.socket)}
         return addresses | (pipes_of(guard.process.pid) if guard else set())
 
     # -- processes ---------------------------------------------------------------------------------

@@ -23,6 +23,7 @@ from pytest_ipcluster.settings import (
     all_mistakes,
     header_line,
     missing_faults,
+    network_mistake,
     read_settings,
     shape_for,
 )
@@ -113,7 +114,7 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 
     Comes first, because pytest orders tests by their parameters in this same hook.
     """
-    if mistakes := all_mistakes(items):
+    if mistakes := all_mistakes(items) or _network_mistakes(items):
         _refuse(mistakes, config, items)
     for item in items:
         _number_shape(item)
@@ -162,6 +163,16 @@ def _number_shape(item: pytest.Item) -> None:
     shape = _kept_shape(item)
     callspec.params[_FIXTURE] = shape
     callspec.indices[_FIXTURE] = shapes[shape][1]
+
+
+def _network_mistakes(items: Sequence[pytest.Item]) -> list[str]:
+    """Return a line for each shape that can't have the networks that it is to have, with its first test."""
+    lines: dict[Shape, str] = {}
+    for item in items:
+        if markers := _markers(item):
+            shape = shape_for(item.config.stash[SETTINGS], markers, item.nodeid)
+            lines.setdefault(shape, network_mistake(shape, item.nodeid))
+    return [line for line in lines.values() if line]
 
 
 def _skip_unable(item: pytest.Item) -> None:

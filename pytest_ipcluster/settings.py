@@ -15,7 +15,7 @@ from typing import Any, NoReturn, Self, dataclass_transform
 import pytest
 
 from pytest_ipcluster import options
-from pytest_ipcluster.launchers import FAULTS, LOCAL, capabilities
+from pytest_ipcluster.launchers import FAULTS, LOCAL, capabilities, network_refusal
 
 __all__ = [
     "MARKER",
@@ -27,6 +27,7 @@ __all__ = [
     "header_line",
     "marker_mistakes",
     "missing_faults",
+    "network_mistake",
     "read_settings",
     "shape_for",
 ]
@@ -34,10 +35,11 @@ __all__ = [
 #: The marker's name, and the line about it that ``pytest --markers`` prints.
 MARKER = "ipcluster"
 MARKER_HELP = (
-    "ipcluster(*, n=2, extra_args=[], engines='forkserver', requires=()): the cluster that the test, class or module "
-    "runs on. n is the number of engines, extra_args are further arguments for 'ipcluster start', engines is "
-    "the engine launcher; what is left out comes from the --ipcluster options. requires lists faults, of "
-    f"{', '.join(map(repr, FAULTS))}: the test is skipped where the launcher's engines can't be hurt that way."
+    "ipcluster(*, n=2, extra_args=[], engines='forkserver', requires=(), network=False): the cluster that the test, "
+    "class or module runs on. n is the number of engines, extra_args are further arguments for 'ipcluster start', "
+    "engines is the engine launcher; what is left out comes from the --ipcluster options. requires lists faults, of "
+    f"{', '.join(map(repr, FAULTS))}: the test is skipped where the launcher's engines can't be hurt that way. With "
+    "network=True each engine has a network of its own that can be cut and slowed."
 )
 
 
@@ -77,13 +79,15 @@ class _Record:
 class Shape(_Record):
     """What makes one cluster different from another; tests of equal shape share a cluster.
 
-    ``engines`` is the launcher, ``extra_args`` go to ``ipcluster start``, ``profile`` None is a private profile.
+    ``engines`` is the launcher, ``extra_args`` go to ``ipcluster start``, ``profile`` None is a private profile,
+    ``network`` says whether each engine has a network of its own.
     """
 
     n: int
     engines: str
     extra_args: tuple[str, ...]
     profile: str | None
+    network: bool
 
 
 class Settings(_Record):
@@ -126,8 +130,9 @@ def read_settings(config: pytest.Config) -> Settings:
     if profile is not None and sources[options.ENGINES.name] == options.DEFAULT:
         engines = LOCAL  # or whatever the profile says
 
+    args = value(options.ARGS)
     return Settings(
-        shape=Shape(n=value(options.N), engines=engines, extra_args=value(options.ARGS), profile=profile),
+        shape=Shape(n=value(options.N), engines=engines, extra_args=args, profile=profile, network=False),
         heart_period=value(options.HEART_PERIOD),
         heart_misses=value(options.HEART_MISSES),
         monitor=value(options.MONITOR),
@@ -192,6 +197,12 @@ def marker_mistakes(marker: pytest.Mark, nodeid: str) -> list[str]:
     return lines
 
 
+def network_mistake(shape: Shape, nodeid: str) -> str:
+    """Say why engines of this shape can't have the networks that the test's marker asks for; empty when they can."""
+    refusal = network_refusal(shape.engines, private=shape.profile is None) if shape.network else ""
+    return f"{nodeid}: @pytest.mark.{MARKER}(network=True): {refusal}" if refusal else ""
+
+
 def all_mistakes(items: Iterable[pytest.Item]) -> list[str]:
     """Return a line for each mistake; that in a class's or module's marker once, with its first test."""
     lines: dict[int, list[str]] = {}
@@ -227,9 +238,16 @@ def _faults(value: object) -> tuple[str, ...]:
     raise ValueError(f"a tuple or list of faults, of {', '.join(map(repr, FAULTS))}")
 
 
+def _network(value: object) -> bool:
+    if isinstance(value, bool):
+        return value
+    raise ValueError("True or False")
+
+
 _KEYWORDS: Mapping[str, Callable[[object], object]] = {
     "n": options.N.check,
     "extra_args": options.ARGS.check,
     "engines": options.ENGINES.check,
     "requires": _faults,
+    "network": _network,
 }

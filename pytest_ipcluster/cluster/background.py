@@ -35,13 +35,15 @@ from pytest_ipcluster.cluster.rollcall import RollCall
 from pytest_ipcluster.cluster.runtime import Runtime
 from pytest_ipcluster.cluster.slots import Repair, Slots
 from pytest_ipcluster.errors import ClusterError, ClusterStartError
-from pytest_ipcluster.launchers import FORKSERVER
+from pytest_ipcluster.launchers import FORKSERVER, LOCAL, network_refusal
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
 
     import psutil
     from ipyparallel import Client
+
+    from pytest_ipcluster.network.lanes import Lanes
 
 __all__ = ["BackgroundCluster"]
 
@@ -60,7 +62,7 @@ class BackgroundCluster(SingletonConfigurable):
 
     Every name on the page of IPython's old ``BackgroundCluster`` is here. New are ``private``, ``launcher``,
     ``cluster_config``, ``engine_setup``, ``bring_up``, ``retries``, ``wait_for_engines``, ``engines``, ``client``,
-    ``connection_file``, ``log``, ``restore``, and the context manager.
+    ``connection_file``, ``log``, ``restore``, ``network``, ``lanes``, and the context manager.
     """
 
     #: On the old page, where SingletonConfigurable had it; no use is known.
@@ -92,6 +94,10 @@ class BackgroundCluster(SingletonConfigurable):
         0,
         min=0,
         help="How many engines more the forkserver keeps ready, out of sight, to replace one that has died.",
+    )
+    network = Bool(
+        False,
+        help="Whether each engine has a network of its own that can be hurt, see `lanes`; in a private profile only.",
     )
     cluster_config = Instance(
         Config,
@@ -152,7 +158,8 @@ class BackgroundCluster(SingletonConfigurable):
         if self.private:
             where = [f"--profile-dir={self._files.profile if self._files else '(private)'}"]
             where += [f"--cluster-id={self._files.cluster_id}"] if self._files else []
-        launcher = [f"--engines={self.launcher}"] if self.launcher else []
+        name = FORKSERVER if self.network else self.launcher  # the local launcher where nobody forks, and knows lanes
+        launcher = [f"--engines={name}"] if name else []
         return [
             *self.ipcluster_cmd,
             "start",
@@ -210,6 +217,8 @@ class BackgroundCluster(SingletonConfigurable):
             raise
 
     def _launch(self) -> None:
+        if self.network and (refusal := network_refusal(self.launcher or LOCAL, private=self.private)):
+            raise ClusterError(f"network=True: {refusal}")
         folder = self._folder = self._given_folder or RunFolder.guarded()
         folder.keep_guarded()
         arguments: list[str] = []
@@ -226,7 +235,8 @@ class BackgroundCluster(SingletonConfigurable):
                 folder, self.engine_setup, self._files.profile, self.extra_args
             )
         environment = child_environment(folder, private=self.private)
-        self._runtime = Runtime(self.command, folder, self._files, environment, forking=forking)
+        lanes = self.n if self.network else None
+        self._runtime = Runtime(self.command, folder, self._files, environment, forking=forking, lanes=lanes)
         self._slots = Slots(self._runtime, arguments, self.spares)
         self.msg(f"Starting ipcluster: {' '.join(self.command)}")
         self._runtime.launch()
@@ -383,6 +393,11 @@ class BackgroundCluster(SingletonConfigurable):
     def roll_call(self) -> RollCall:
         """Find out who belongs to the running cluster, by role. Raises ClusterError when it is not running."""
         return RollCall(self._running(), self.slots)
+
+    @property
+    def lanes(self) -> Lanes | None:
+        """The engines' networks, and ways to hurt them; None without ``network``, and when no cluster runs."""
+        return None if self._slots is None or self._runtime is None else self._runtime.lanes
 
     @property
     def connection_file(self) -> str:

@@ -15,6 +15,7 @@ import psutil
 from ipyparallel.cluster.launcher import LocalControllerLauncher, LocalEngineLauncher, LocalEngineSetLauncher
 
 from pytest_ipcluster.cluster.forks import SOCKET, Fork, NoForkError, fork
+from pytest_ipcluster.network.routes import ROUTES, environment_by_lane, lane_of
 
 __all__ = ["ForkserverControllerLauncher", "ForkserverEngineLauncher", "ForkserverEngineSetLauncher"]
 
@@ -36,6 +37,7 @@ class _Forked:
         open(self.output_file, "ab").close()  # who reads it does so from the beginning
         environment = {**os.environ, **self.get_env()}
         environment.pop(SOCKET)
+        environment.pop(ROUTES, None)
         try:
             return fork(server, command[2], command[3:], environment, self.output_file, self.work_dir)
         except NoForkError as error:
@@ -74,7 +76,16 @@ class ForkserverControllerLauncher(_Forked, LocalControllerLauncher):
 
 
 class ForkserverEngineLauncher(_Forked, LocalEngineLauncher):
-    """One local engine, forked."""
+    """One local engine, forked; on its lane, where it has one."""
+
+    def get_env(self) -> dict[str, str]:
+        """Return what is added to the engine's environment."""
+        return environment_by_lane(super().get_env(), self.identifier)
+
+    def find_args(self) -> list[str]:
+        """Return the command; an engine on a lane asks for the id of that slot: the hub gives ids as engines come."""
+        own_id = [] if lane_of(self.identifier) is None else [f"--IPEngine.id={self.identifier}"]
+        return [*super().find_args(), *own_id]
 
 
 class ForkserverEngineSetLauncher(LocalEngineSetLauncher):

@@ -7,8 +7,8 @@ imports what engines and controllers import, and then takes one request per conn
     Fork a process that goes on as ``python -m ipyparallel.engine`` with these arguments would. The answer is
     ``{"pid": pid}``, later ``{"ended": code}`` (as ``Popen.returncode`` tells it), and the connection is closed;
     or ``{"refused": reason}``. With ``"hold": pipe`` an engine that is ready to register waits to open that named pipe,
-    and to read ``{"id": number}`` there. Every end is also a line on the standard output, ``{"ended": pid, "code":
-    code}``.
+    and to read ``{"id": number}`` there, with ``"lane"`` and the ports of its lane if it has one. Every end is also a
+    line on the standard output, ``{"ended": pid, "code": code}``.
 
 A fork copies the memory of its parent and only the thread that asked for it, so this process has one thread, no zmq
 context and no event loop; what it does have, two kinds of descriptors, is closed in the child before anything else.
@@ -296,7 +296,13 @@ def _hold_at(pipe: str) -> None:
             text = told.read()
         if not text:  # whoever has opened it has died
             sys.exit(1)
-        engine.id = json.loads(text)["id"]
+        told = json.loads(text)
+        engine.id = told["id"]
+        if "lane" in told:
+            from pytest_ipcluster.network.routes import connection_by_lane
+
+            engine.connection_info = connection = connection_by_lane(engine.connection_info, told["lane"])
+            engine.registration_url = f"{connection['interface']}:{connection['registration']}"
         sys.argv.insert(1, f"--IPEngine.id={engine.id}")
         start(engine)
 

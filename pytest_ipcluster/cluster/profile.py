@@ -21,6 +21,7 @@ from pytest_ipcluster.cluster.guard import Guard
 from pytest_ipcluster.cluster.processes import MARK
 from pytest_ipcluster.errors import ClusterStartError
 from pytest_ipcluster.launchers import FORKSERVER
+from pytest_ipcluster.network.routes import ROUTES
 
 __all__ = [
     "QUICK_HUB_PERIOD",
@@ -239,7 +240,7 @@ def child_environment(folder: RunFolder, *, private: bool) -> dict[str, str]:
     No test's name gets there, for engines outlive tests. That these are tests does, always in the same way: ipykernel
     looks for it, and leaves an engine's own output alone then, so that it reaches the log.
     """
-    environment = {name: value for name, value in os.environ.items() if not name.startswith("IPP_")}
+    environment = {name: value for name, value in os.environ.items() if not name.startswith(("IPP_", ROUTES))}
     environment[MARK] = folder.mark
     # Without this it would be written to the log, and the program would go on without the file.
     environment.setdefault("TRAITLETS_APPLICATION_RAISE_CONFIG_FILE_ERROR", "1")

@@ -22,10 +22,13 @@ from pytest_ipcluster.cluster.engines import Engine
 from pytest_ipcluster.cluster.files import read_json
 from pytest_ipcluster.cluster.forked import FORKSERVER_LOG
 from pytest_ipcluster.cluster.processes import find, is_alive
-from pytest_ipcluster.cluster.runtime import Runtime
+from pytest_ipcluster.cluster.runtime import PROXY_LOG, Runtime
 from pytest_ipcluster.cluster.slots import Slots
 
-__all__ = ["UNKNOWN_CHILD", "Member", "RollCall", "child_roles", "port_roles"]
+__all__ = ["PROXY", "UNKNOWN_CHILD", "Member", "RollCall", "child_roles", "port_roles"]
+
+#: The role of the process that carries what engines and controller send each other.
+PROXY = "lanes' proxy"
 
 #: The role of a child of the controller whose ports tell nothing.
 UNKNOWN_CHILD = "a process of the controller"
@@ -100,9 +103,11 @@ class RollCall:
             yield Member("warden", guard.process)
         if (ipcluster := find(self.runtime.process.pid)) is not None:
             yield Member("ipcluster", ipcluster, output)
-        server = self.runtime.forkserver
-        if server is not None and (process := find(server.pid)) is not None and is_alive(process):
-            yield Member("forkserver", process, self.runtime.folder.logs / FORKSERVER_LOG)
+        lanes, logs = self.runtime.lanes, self.runtime.folder.logs
+        proxy = None if lanes is None else lanes.process
+        for name, popen, log in (("forkserver", self.runtime.forkserver, FORKSERVER_LOG), (PROXY, proxy, PROXY_LOG)):
+            if popen is not None and (process := find(popen.pid)) is not None and is_alive(process):
+                yield Member(name, process, logs / log)
         role = self.runtime.roles().controller
         controller = find(role.pid) if role is not None and role.pid is not None else None
         if role is None or controller is None:

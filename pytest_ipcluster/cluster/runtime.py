@@ -23,8 +23,13 @@ from pytest_ipcluster.cluster.startup import StartWatch
 from pytest_ipcluster.cluster.stopping import stop_cluster
 from pytest_ipcluster.cluster.wakeup import Wakeup
 from pytest_ipcluster.errors import ClusterError, ClusterStartError
+from pytest_ipcluster.network.lanes import Lanes
+from pytest_ipcluster.network.routes import ROUTES
 
-__all__ = ["Runtime"]
+__all__ = ["PROXY_LOG", "Runtime"]
+
+#: The standard output of the lanes' proxy, in the folder of logs.
+PROXY_LOG = "proxy.log"
 
 #: Longest time between two looks at what the kernel does not report, in seconds.
 _LOOK_EVERY = 0.25
@@ -34,7 +39,7 @@ class Runtime:
     """One ipcluster: ``files`` is what it writes, ``folder`` our private folder, ``process`` its Popen object.
 
     ``command`` is the Popen list, ``environment`` the children's whole environment; ``forking`` says that there is a
-    forkserver beside it.
+    forkserver beside it, ``lanes`` for how many engines there are lanes from the start, None for no lanes at all.
     """
 
     def __init__(
@@ -45,12 +50,16 @@ class Runtime:
         environment: Mapping[str, str],
         *,
         forking: bool = False,
+        lanes: int | None = None,
     ) -> None:
         self.command = list(command)
         self.folder = folder
         self.files = files
         self._environment = dict(environment)
         self._forking = forking
+        self._first_lanes = lanes
+        #: The engines' networks; None where they have none of their own.
+        self.lanes: Lanes | None = None
         #: The forkserver; None where there is none.
         self.forkserver: subprocess.Popen[bytes] | None = None
         self._known: set[psutil.Process] = set()
@@ -66,6 +75,7 @@ class Runtime:
         self.folder.output.unlink(missing_ok=True)  # what an earlier run in this folder said is no news
         self._launched_at = time.monotonic()
         told = self._start_forkserver() if self._forking else {}
+        told |= {} if self._first_lanes is None else self._open_lanes(self._first_lanes)
         self._process = self.spawn(self.command, self.folder.output, told)
 
     def _start_forkserver(self) -> dict[str, str]:
@@ -75,6 +85,16 @@ class Runtime:
         command = [sys.executable, "-m", "pytest_ipcluster.cluster.forkserver", str(path)]
         self.forkserver = self.spawn(command, self.folder.logs / FORKSERVER_LOG)
         return {SOCKET: str(path)}
+
+    def _open_lanes(self, n: int) -> dict[str, str]:
+        """Open lanes for the first ``n`` slots, before any engine looks for its own; return how ipcluster learns of it.
+
+        Raises ClusterError.
+        """
+        log = self.folder.logs / PROXY_LOG
+        self.lanes = Lanes(self.folder.path, self.files.engine_file, lambda command: self.spawn(command, log))
+        self.lanes.open(range(n))
+        return {ROUTES: str(self.lanes.routes)}
 
     @property
     def process(self) -> subprocess.Popen[bytes]:
@@ -143,8 +163,9 @@ class Runtime:
 
     @property
     def heads(self) -> tuple[psutil.Process, ...]:
-        """The processes of ipcluster and the forkserver, as far as they are there."""
-        popens = [one for one in (self._process, self.forkserver) if one is not None]
+        """The processes of ipcluster, the forkserver and the lanes' proxy, as far as they are there."""
+        proxy = None if self.lanes is None else self.lanes.process
+        popens = [one for one in (self._process, self.forkserver, proxy) if one is not None]
         return tuple(process for popen in popens if (process := find(popen.pid)) is not None)
 
     @property
@@ -168,6 +189,8 @@ class Runtime:
             return self.broken
         if self.folder.guard is not None and not self.folder.guard.alive:
             return f"the warden (pid {self.folder.guard.process.pid}) has ended"
+        if self.lanes is not None and self.lanes.process.poll() is not None:
+            return f"the lanes' proxy has ended with exit code {self.lanes.process.returncode}"
         if self.process.poll() is not None:
             return f"ipcluster has ended with exit code {self.process.returncode}"
         controller = self.roles().controller
@@ -256,7 +279,11 @@ class Runtime:
     def stop(self, engines: Sequence[psutil.Process], *, kill_after: float) -> None:
         """Stop everything of this cluster within ``kill_after`` seconds, whatever state it is in."""
         ipcluster = None if self._process is None else find(self._process.pid)
-        stop_cluster(ipcluster, engines, self.owned, kill_after=kill_after)
+        try:
+            stop_cluster(ipcluster, engines, self.owned, kill_after=kill_after)
+        finally:
+            if self.lanes is not None:
+                self.lanes.close()
         for child in self._children:
             child.wait()
         self.files.remove()

@@ -34,6 +34,7 @@ from pytest_ipcluster.cluster.spares import Spares
 from pytest_ipcluster.cluster.startup import StartWatch
 from pytest_ipcluster.cluster.wakeup import Wakeup
 from pytest_ipcluster.errors import ClusterError, ClusterStartError, RepairError
+from pytest_ipcluster.network.routes import CONNECTION, connection_by_lane
 
 __all__ = ["Repair", "Slots"]
 
@@ -166,8 +167,8 @@ class Slots:
     def restore(self, n: int, timeout: float) -> list[Repair]:
         """Make the slots 0..n-1, and no others, hold a usable engine each; return what had to be done.
 
-        Paused engines are resumed. Dead ones, and those that the hub has dropped, are replaced under the same
-        id. Raises :class:`RepairError` when that cannot be done within ``timeout`` seconds.
+        Paused engines are resumed, lanes are healed. Dead ones, and those that the hub has dropped, are replaced under
+        the same id. Raises :class:`RepairError` when that cannot be done within ``timeout`` seconds.
         """
         begun = time.monotonic()
         if lost := self._runtime.lost() or self._lost_part():
@@ -176,14 +177,25 @@ class Slots:
             registered = hub.engines(min(timeout, _SOON))
             self._engines = {**self._found(registered), **self._engines}
             paused = [slot for slot, engine in self._engines.items() if slot < n and is_paused(engine.process)]
-            reasons = {slot: reason for slot in range(n) if (reason := self._defect(slot, registered))}
+            broken = () if self._runtime.lanes is None else self._runtime.lanes.broken
+            reasons = {slot: reason for slot in range(n) if (reason := self._defect(slot, registered, broken))}
             surplus = set(registered) - set(range(n))
             if reasons or surplus:
                 self._vacate(hub, {*reasons, *surplus})
                 self._fill(hub, sorted(reasons), range(n), begun + timeout)
+            hurt = self._heal_lanes(n)
         seconds = time.monotonic() - begun
-        reasons = {**dict.fromkeys(paused, "the engine was paused"), **reasons}
+        reasons = {**hurt, **dict.fromkeys(paused, "the engine was paused"), **reasons}
         return [Repair(slot, reason, seconds) for slot, reason in sorted(reasons.items())]
+
+    def _heal_lanes(self, n: int) -> dict[int, str]:
+        """Heal the lanes that were hurt; return the slots below ``n`` to which they belong, with that as the reason."""
+        lanes = self._runtime.lanes
+        if lanes is None:
+            return {}
+        hurt = [slot for slot in lanes.hurt if slot < n]
+        lanes.heal_all()
+        return dict.fromkeys(hurt, "the engine's network was hurt")
 
     def _lost_part(self) -> str:
         """Say which part of the controller is of no use any more: without all of them no engine can register."""
@@ -196,7 +208,7 @@ class Slots:
                 return f"a part of the controller (pid {part.pid}) is paused"
         return ""
 
-    def _defect(self, slot: int, registered: dict[int, str]) -> str:
+    def _defect(self, slot: int, registered: dict[int, str], broken: Collection[int]) -> str:
         """Say why this slot needs a new engine; resume it if that is all it needs."""
         engine = self._engines.get(slot)
         if engine is None:
@@ -208,6 +220,8 @@ class Slots:
             return "the engine's nanny was dead"
         if registered.get(slot) != engine.ident:
             return "the hub had dropped the engine"
+        if slot in broken:
+            return "the engine's connections were broken"
         return ""
 
     def replace(self, slots: Iterable[int], timeout: float) -> list[Repair]:
@@ -239,6 +253,8 @@ class Slots:
             )
         for slot in slots:
             self._engines.pop(slot, None)
+            if self._runtime.lanes is not None:  # a nanny's farewell that waits there would strike off the new engine
+                self._runtime.lanes.clear(slot)
             hub.unregister(slot)  # also when it is not registered, for its registration may be pending
 
     def _fill(self, hub: Hub, slots: Sequence[int], expected: Iterable[int], deadline: float) -> None:
@@ -317,8 +333,8 @@ class Slots:
         self._starts += 1
         log = runtime.folder.logs / f"engine-{slot}-{self._starts}.log"
         arguments = [f"--IPEngine.id={slot}", *self._arguments]
-        process = self._spares.take(slot, log) or runtime.spawn_module(
-            "ipyparallel.engine", arguments, log, self._environment()
+        process = self._spares.take(slot, log, self._lane(slot)) or runtime.spawn_module(
+            "ipyparallel.engine", arguments, log, self._environment(slot)
         )
         self._logs[process.pid] = log
         return _Start(slot, process, log)
@@ -326,14 +342,21 @@ class Slots:
     def _fork_spare(self, pipe: Path, log: Path) -> subprocess.Popen[bytes] | None:
         return self._runtime.fork_module("ipyparallel.engine", self._arguments, log, self._environment(), pipe)
 
-    def _environment(self) -> dict[str, str]:
-        """Return what ipcluster adds to the environment of engines."""
+    def _environment(self, slot: int | None = None) -> dict[str, str]:
+        """Return what ipcluster adds to the environment of engines; with a slot, of the one in it."""
         files = self._runtime.files
+        connection = files.engine_connection()
+        if slot is not None and (lane := self._lane(slot)):
+            connection = connection_by_lane(connection, lane)
         return {
             "IPP_PROFILE_DIR": str(files.profile),
             "IPP_CLUSTER_ID": files.cluster_id,
-            "IPP_CONNECTION_INFO": json.dumps(files.engine_connection()),
+            CONNECTION: json.dumps(connection),
         }
+
+    def _lane(self, slot: int) -> dict[str, int] | None:
+        """Return the ports of this slot's lane; None in a cluster without lanes."""
+        return None if self._runtime.lanes is None else self._runtime.lanes.ports(slot)
 
 
 def _nothing() -> None:

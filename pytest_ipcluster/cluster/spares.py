@@ -10,7 +10,7 @@ import json
 import os
 import subprocess
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -53,14 +53,15 @@ class Spares:
                 return
             self._kept.append(_Spare(process, pipe, log))
 
-    def take(self, engine: int, log: Path) -> subprocess.Popen[bytes] | None:
+    def take(self, engine: int, log: Path, lane: Mapping[str, int] | None = None) -> subprocess.Popen[bytes] | None:
         """Have a spare become the engine with this id and this log; None when there is none.
 
-        One that is not ready yet is waited for: a new engine would take longer.
+        ``lane`` are the ports of its lane, if it has one. One that is not ready yet is waited for: a new engine would
+        take longer.
         """
         while self._kept:
             spare = self._kept.pop(0)
-            taken = _release(spare, engine)
+            taken = _release(spare, {"id": engine} | ({} if lane is None else {"lane": dict(lane)}))
             spare.pipe.unlink()
             if taken:
                 spare.log.rename(log)
@@ -69,7 +70,7 @@ class Spares:
         return None
 
 
-def _release(spare: _Spare, engine: int) -> bool:
+def _release(spare: _Spare, told: Mapping[str, object]) -> bool:
     """Tell the spare which engine it is, as soon as it waits for that; False when it has died, or hangs."""
     deadline = time.monotonic() + _READY_WITHIN
     while spare.process.poll() is None and time.monotonic() < deadline:
@@ -79,6 +80,6 @@ def _release(spare: _Spare, engine: int) -> bool:
             time.sleep(_AGAIN)
             continue
         with os.fdopen(descriptor, "w") as line:
-            json.dump({"id": engine}, line)
+            json.dump(told, line)
         return True
     return False

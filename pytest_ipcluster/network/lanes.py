@@ -63,15 +63,18 @@ class Lanes:
         timeout: float = _ANSWERS_WITHIN,
     ) -> None:
         self.routes = folder / "lanes.json"
+        #: By which Unix socket the proxy is ordered about.
+        self.socket = folder / "lanes"
         self._file = connection_file
         self._timeout = timeout
         self._lock = threading.RLock()
         self._number = 0
         self._ports: dict[int, dict[str, int]] = {}
         self._hurt: set[int] = set()
-        with _listener(folder / "lanes") as listener:
+        self._suspects: set[int] = set()
+        with _listener(self.socket) as listener:
             #: The Popen object of the proxy.
-            self.process = spawn([sys.executable, "-m", "pytest_ipcluster.network.proxy", str(folder / "lanes")])
+            self.process = spawn([sys.executable, "-m", "pytest_ipcluster.network.proxy", str(self.socket)])
             self._connection = _accepted(listener, self.process, timeout)
         self._answers = self._connection.makefile("rb")
 
@@ -102,11 +105,24 @@ class Lanes:
         """The slots whose lanes have been hurt and not been healed as a whole since."""
         return tuple(sorted(self._hurt))
 
-    def state(self, slot: int) -> dict[str, dict[str, Any]]:
-        """Return the counts of each listener of the lane.
+    @property
+    def broken(self) -> tuple[int, ...]:
+        """The slots whose engines may have lost messages: connections were broken here, or bytes discarded.
 
-        Connections: ``accepted`` by now, ``open`` and ``half_open``. For ``"up"`` and ``"down"``: bytes ``passed`` and
-        ``discarded``, and ``cuts`` made.
+        Healing does not change that.
+        """
+        return tuple(slot for slot in self.slots if slot in self._suspects and self._is_broken(slot))
+
+    def _is_broken(self, slot: int) -> bool:
+        counts = self.state(slot).values()
+        lost = (one[way][what] for one in counts for way in DIRECTIONS for what in ("cuts", "discarded"))
+        return any(one["resets"] for one in counts) or any(lost)
+
+    def state(self, slot: int) -> dict[str, dict[str, Any]]:
+        """Return the counts of each listener of the lane since the engine came that uses it.
+
+        Connections: ``accepted``, ``resets`` made here, and how many are ``open`` and ``half_open`` now. For ``"up"``
+        and ``"down"``: bytes ``passed`` and ``discarded``, and ``cuts`` made.
         """
         return dict(self._ask("state", slot, None))
 
@@ -210,6 +226,7 @@ class Lanes:
         if slot in self._ports:
             self._ask("clear", slot, None)
             self._hurt.discard(slot)
+            self._suspects.discard(slot)
 
     def _change(self, slot: int, channels: str | Iterable[str] | None, direction: str | None, **rule: object) -> None:
         self._hurt_by("change", slot, channels, directions=_directions(direction), rule=rule)
@@ -220,6 +237,7 @@ class Lanes:
     def _hurt_by(self, what: str, slot: int, channels: str | Iterable[str] | None, **more: object) -> Any:
         lane, listeners = self._lane(slot), _listeners(channels)
         self._hurt.add(slot)  # also when the answer does not come
+        self._suspects.add(slot)
         return self._order(what, lane=lane, channels=listeners, **more)
 
     def _ask(self, what: str, slot: int, channels: str | Iterable[str] | None, **more: object) -> Any:

@@ -37,7 +37,7 @@ class Channel:
         self._file, self._key, self._leaf = file, key, leaf
         self.rules = {direction: Rule() for direction in DIRECTIONS}
         self.refusing = False
-        self._accepted = 0
+        self._accepted = self._resets = 0
         self._links: set[Link] = set()
         self._kept: list[socket.socket] = []
         self._listener = socket.create_server(("127.0.0.1", 0))
@@ -94,6 +94,7 @@ class Channel:
         links = list(self._links)
         for link in links:
             await link.reset(ends)
+        self._resets += len(links)
         return len(links)
 
     async def heal(self, directions: Iterable[str] = DIRECTIONS) -> None:
@@ -117,10 +118,13 @@ class Channel:
         self._kept = []
 
     async def clear(self) -> None:
-        """Drop every connection with what waits in it, then heal."""
+        """Drop every connection with what waits in it, heal, and count from zero: another engine is to come."""
         await self.reset()
         self._drop_kept()
         await self.heal()
+        self._accepted = self._resets = 0
+        for rule in self.rules.values():
+            rule.forget()
 
     def state(self) -> dict[str, Any]:
         """Return its counts."""
@@ -128,7 +132,8 @@ class Channel:
             direction: {"passed": rule.passed, "discarded": rule.discarded, "cuts": rule.cuts}
             for direction, rule in self.rules.items()
         }
-        return {"accepted": self._accepted, "open": len(self._links), "half_open": len(self._kept), **rules}
+        links = {"open": len(self._links), "half_open": len(self._kept)}
+        return {"accepted": self._accepted, "resets": self._resets, **links, **rules}
 
 
 class Proxy:

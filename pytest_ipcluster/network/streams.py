@@ -32,8 +32,12 @@ class Rule:
 
     def __init__(self) -> None:
         self._changed = asyncio.Event()
-        self.passed = self.discarded = self.cuts = 0
         self._set_free()
+        self.forget()
+
+    def forget(self) -> None:
+        """Count from zero again."""
+        self.passed = self.discarded = self.cuts = 0
 
     def _set_free(self) -> None:
         self.frozen = self.discarding = False

@@ -24,6 +24,7 @@ from pytest_ipcluster.hearts.ledger import Failure
 from pytest_ipcluster.hearts.monitor import HandlerError, HeartMonitor
 from pytest_ipcluster.hearts.thread import MonitorThread
 from pytest_ipcluster.launchers import FAULTS
+from pytest_ipcluster.network.lanes import Lanes
 from pytest_ipcluster.options import OPTIONS
 from pytest_ipcluster.report.events import Event
 from pytest_ipcluster.settings import MARKER_HELP
@@ -31,6 +32,7 @@ from pytest_ipcluster.settings import MARKER_HELP
 CLASSES = [
     pytest_ipcluster.BackgroundCluster,
     Engine,
+    Lanes,
     EngineSetup,
     Repair,
     FaultInjector,

@@ -9,7 +9,9 @@ def errors(result):
     return [line.removeprefix("ERROR: ") for line in result.errlines if line.startswith("ERROR: ")]
 
 
-@pytest.mark.parametrize("argument", ["n=4", "extra_args=['--a']", "engines='mpi'", "requires=('pause',)"])
+@pytest.mark.parametrize(
+    "argument", ["n=4", "extra_args=['--a']", "engines='mpi'", "requires=('pause',)", "network=True"]
+)
 def test_every_documented_keyword_is_accepted(hall, argument):
     result = hall.run_tests(
         f"""
@@ -241,3 +243,35 @@ class TestRequires:
                 pass
         """
         hall.run_tests(source, "--ipcluster-engines=slurm").assert_outcomes(skipped=1)
+
+
+class TestNetwork:
+    SOURCE = """
+        import pytest
+
+        pytestmark = pytest.mark.ipcluster(network=True)
+
+        def test_a(ipcluster):
+            assert ipcluster.network
+
+        def test_b(ipcluster):
+            pass
+
+        @pytest.mark.ipcluster(network=False)
+        def test_c(ipcluster):
+            assert not ipcluster.network
+    """
+
+    def test_is_another_cluster(self, hall):
+        assert len(hall.setups(self.SOURCE)) == 2
+
+    def test_is_refused_for_launchers_of_which_the_network_is_not_known(self, hall):
+        result = hall.run_tests(self.SOURCE, "--ipcluster-engines=mpi")
+        told = "takes one of the launchers 'forkserver', 'local', not 'mpi'"
+        assert errors(result) == [f"test_it.py::test_a: @pytest.mark.ipcluster(network=True): {told}"]
+
+    def test_is_refused_in_a_profile_of_ones_own(self, hall):
+        (hall.pytester.path / ".ipython" / "profile_science").mkdir(parents=True)
+        result = hall.run_tests(self.SOURCE, "--ipcluster-profile=science")
+        [told] = errors(result)
+        assert told.startswith("test_it.py::test_a: @pytest.mark.ipcluster(network=True): takes a private profile")

@@ -253,7 +253,8 @@ class TestTelling:
         text = hall.run("--markers").stdout.str()
         line = next(line for line in text.splitlines() if line.startswith("@pytest.mark.ipcluster("))
         signature = line.split("): ")[0]
-        assert [word in signature for word in ("*, n=", "extra_args=", "engines=", "requires=")] == [True] * 4
+        keywords = ("*, n=", "extra_args=", "engines=", "requires=", "network=")
+        assert [word for word in keywords if word not in signature] == []
 
     def test_marker_is_registered(self, hall):
         source = "import pytest\n@pytest.mark.ipcluster(n=4)\ndef test_a(): pass"

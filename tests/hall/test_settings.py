@@ -8,11 +8,12 @@ from pytest_ipcluster.settings import (
     header_line,
     marker_mistakes,
     missing_faults,
+    network_mistake,
     shape_for,
 )
 
 SETTINGS = Settings(
-    shape=Shape(n=2, engines="local", extra_args=("--a",), profile="science"),
+    shape=Shape(n=2, engines="local", extra_args=("--a",), profile="science", network=False),
     heart_period=100.0,
     heart_misses=3,
     monitor="auto",
@@ -59,12 +60,14 @@ def test_a_shape_has_no_other_values(changes):
 
 
 def test_a_shape_lacks_no_value():
-    with pytest.raises(TypeError, match=r"missing or unknown: engines, extra_args, profile$"):
+    with pytest.raises(TypeError, match=r"missing or unknown: engines, extra_args, network, profile$"):
         Shape(n=1)
 
 
 def test_a_shape_says_what_it_is_of():
-    assert repr(SETTINGS.shape) == "Shape(n=2, engines='local', extra_args=('--a',), profile='science')"
+    assert repr(SETTINGS.shape) == (
+        "Shape(n=2, engines='local', extra_args=('--a',), profile='science', network=False)"
+    )
 
 
 def test_sources_can_not_be_changed(hall):
@@ -89,6 +92,7 @@ def test_without_marker_the_shape_is_that_of_the_settings():
         ({"requires": ("pause", "kill")}, {}),
         ({"requires": ["terminate"]}, {}),
         ({"requires": ()}, {}),
+        ({"network": True}, {"network": True}),
         ({}, {}),
     ],
 )
@@ -98,7 +102,7 @@ def test_marker_keyword_wins_over_the_settings(keywords, changed):
 
 def test_each_keyword_comes_from_the_closest_marker_that_gives_it():
     markers = [mark(n=4), mark(n=5, engines="mpi"), mark(engines="ssh", extra_args=["--b"])]
-    assert shape(*markers) == Shape(n=4, engines="mpi", extra_args=("--b",), profile="science")
+    assert shape(*markers) == Shape(n=4, engines="mpi", extra_args=("--b",), profile="science", network=False)
 
 
 COUNT = "a whole number of engines, 1 or more"
@@ -112,6 +116,7 @@ FAULTS = "a tuple or list of faults, of 'kill', 'terminate', 'pause', 'crash'"
         *[("n", value, COUNT) for value in (0, -1, 2.5, 2.0, "four", "4", True, None, [2])],
         *[("extra_args", value, STRINGS) for value in ("--debug", [1], None, {"--a"}, ["--a", None])],
         *[("engines", value, "one of ") for value in ("nope", None, 3, "")],
+        *[("network", value, "True or False") for value in (1, 0, None, "yes")],
         *[("requires", value, FAULTS) for value in ("pause", ["paused"], None, [1], [["kill"]], {"kill"})],
     ],
 )
@@ -125,14 +130,14 @@ def test_bad_marker_value_is_told_with_test_value_and_what_is_accepted(name, val
 def test_unknown_marker_keyword_is_told_with_the_known_ones():
     assert marker_mistakes(mark(engine="local"), NODEID) == [
         f"{NODEID}: @pytest.mark.ipcluster(engine='local'): unknown keyword 'engine'; "
-        "expected keywords: n=, extra_args=, engines=, requires="
+        "expected keywords: n=, extra_args=, engines=, requires=, network="
     ]
 
 
 def test_positional_marker_argument_is_told_with_the_keywords():
     assert marker_mistakes(mark(4), NODEID) == [
         f"{NODEID}: @pytest.mark.ipcluster(4): positional arguments are not accepted; "
-        "expected keywords: n=, extra_args=, engines=, requires="
+        "expected keywords: n=, extra_args=, engines=, requires=, network="
     ]
 
 
@@ -167,3 +172,19 @@ def test_header_is_one_line_that_tells_what_is_not_a_default():
 def test_header_of_one_engine_is_in_the_singular():
     settings = SETTINGS.replaced(shape=SETTINGS.shape.replaced(n=1))
     assert header_line(settings).startswith("ipcluster: 1 engine (local);")
+
+
+@pytest.mark.parametrize(
+    ("changes", "told"),
+    [
+        ({"profile": None}, ""),
+        ({"profile": None, "engines": "forkserver"}, ""),
+        ({"profile": None, "engines": "mpi"}, "takes one of the launchers 'forkserver', 'local', not 'mpi'"),
+        ({}, "takes a private profile: in one of your own, its files say how engines reach the controller"),
+        ({"network": False}, ""),
+    ],
+)
+def test_networks_are_for_local_engines_in_a_private_profile(changes, told):
+    shape = SETTINGS.shape.replaced(**{"network": True, **changes})
+    told = told and f"{NODEID}: @pytest.mark.ipcluster(network=True): {told}"
+    assert network_mistake(shape, NODEID) == told

@@ -72,6 +72,32 @@ def test_what_was_hurt_is_known_until_it_is_healed(network):
     assert lanes.hurt == ()
 
 
+@pytest.mark.parametrize(
+    ("hurt", "sent", "broken"),
+    [
+        (lambda lanes: lanes.freeze(0), b"", ()),
+        (lambda lanes: lanes.delay(0, 0.01), b"x", ()),
+        (lambda lanes: lanes.refuse(0), b"x", ()),
+        (lambda lanes: lanes.reset(0), b"", (0,)),
+        (lambda lanes: lanes.reset(0, channels="task"), b"", ()),
+        (lambda lanes: lanes.half_open(0), b"", (0,)),
+        (lambda lanes: lanes.cut(0, 2), b"x", ()),
+        (lambda lanes: lanes.cut(0, 1), b"x", (0,)),
+    ],
+)
+def test_messages_may_be_lost_where_connections_were_broken(network, hurt, sent, broken):
+    near, far = network.connect()
+    hurt(network.lanes)
+    if sent:
+        near.sendall(sent)
+        assert far.recv(1) == sent
+    assert network.lanes.broken == broken
+    network.lanes.heal(0)
+    assert network.lanes.broken == broken
+    network.lanes.clear(0)
+    assert network.lanes.broken == ()
+
+
 def test_each_thread_gets_its_own_answer(network):
     network.connect("mux", 0)
     network.connect("task", 1)

@@ -1,0 +1,211 @@
+"""Engines on lanes: every one on its own, also those that come later."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Iterator
+
+import psutil
+import pytest
+from traitlets.config import Config
+
+from pytest_ipcluster import BackgroundCluster, ClusterError, RepairError
+from pytest_ipcluster.cluster.processes import is_alive, marked
+from pytest_ipcluster.network.routes import CHANNELS
+
+SOON = 30.0
+
+
+@pytest.fixture
+def new_cluster() -> Iterator[object]:
+    made: list[BackgroundCluster] = []
+
+    def new_cluster(**kwargs: object) -> BackgroundCluster:
+        cluster = BackgroundCluster(**{"n": 2, "private": True, "silent": True, "network": True, **kwargs})
+        made.append(cluster)
+        return cluster
+
+    yield new_cluster
+    for cluster in made:
+        cluster.stop()
+
+
+@pytest.fixture(scope="module")
+def cluster() -> Iterator[BackgroundCluster]:
+    with BackgroundCluster(n=2, private=True, silent=True, network=True) as cluster:
+        yield cluster
+
+
+def open_connections(cluster: BackgroundCluster, slot: int) -> dict[str, int]:
+    return {channel: one["open"] for channel, one in cluster.lanes.state(slot).items()}
+
+
+ONE_EACH = dict.fromkeys(CHANNELS, 1)
+
+
+def with_curve() -> Config:
+    config = Config()
+    config.IPController.enable_curve = True
+    return config
+
+
+@pytest.mark.parametrize(
+    "kwargs", [{"launcher": "forkserver"}, {"launcher": "local"}, {"cluster_config": with_curve()}], ids=str
+)
+def test_each_engine_is_on_the_lane_of_its_slot_and_all_of_it(new_cluster, kwargs):
+    cluster = new_cluster(**kwargs)
+    cluster.bring_up()
+    assert [open_connections(cluster, slot) for slot in (0, 1)] == [ONE_EACH, ONE_EACH]
+    with cluster.client() as client:
+        assert client[:].apply_sync(os.getpid) == [engine.pid for engine in cluster.engines]
+        for slot, other in ((0, 1), (1, 0)):
+            cluster.lanes.freeze(slot)
+            frozen = client[slot].apply_async(os.getpid)
+            for _ in range(5):
+                client[other].apply_sync(os.getpid)
+            assert not frozen.ready()
+            cluster.lanes.heal(slot)
+            assert frozen.get(SOON) == cluster.engines[slot].pid
+
+
+def test_what_comes_back_is_what_was_sent(cluster):
+    cluster.restore(2)
+    content = os.urandom(5_000_000)
+    with cluster.client() as client:
+        assert client[:].apply_sync(bytes, content) == [content, content]
+
+
+class TestEnginesThatComeLater:
+    def test_replacement_is_on_the_lane_of_its_slot(self, cluster):
+        cluster.restore(2)
+        cluster.engines[1].process.kill()
+        cluster.restore()
+        assert cluster.lanes.state(1)["mux"]["accepted"] == 1
+        assert open_connections(cluster, 1) == ONE_EACH
+
+    def test_added_one_has_a_lane_of_its_own(self, cluster):
+        cluster.restore(3)
+        assert cluster.lanes.slots[:3] == (0, 1, 2)
+        assert open_connections(cluster, 2) == ONE_EACH
+        cluster.restore(2)
+
+    @pytest.mark.skipif(sys.platform != "linux", reason="only Linux has a forkserver")
+    def test_spare_takes_the_lane_of_the_slot(self, new_cluster):
+        cluster = new_cluster(spares=1)
+        cluster.bring_up()
+        [spare] = cluster.slots._spares._kept
+        cluster.engines[1].process.kill()
+        cluster.restore()
+        assert cluster.engines[1].pid == spare.process.pid
+        assert open_connections(cluster, 1) == ONE_EACH
+        cluster.lanes.freeze(1)
+        with cluster.client() as client:
+            frozen = client[1].apply_async(os.getpid)
+            client[0].apply_sync(os.getpid)
+            assert not frozen.ready()
+            cluster.lanes.heal(1)
+            assert frozen.get(SOON) == spare.process.pid
+
+    def test_last_words_of_the_old_one_do_not_strike_off_the_new(self, cluster):
+        cluster.restore(2)
+        engine = cluster.engines[0]
+        cluster.lanes.freeze(0, channels="registration", direction="up")
+        engine.process.kill()
+        psutil.wait_procs([engine.nanny], SOON)  # the nanny tells the hub, then it ends
+        assert not is_alive(engine.nanny)
+        cluster.restore()
+        with cluster.client() as client:
+            for _ in range(5):
+                client.queue_status()
+            assert client.ids == [0, 1]
+            assert client[:].apply_sync(os.getpid) == [engine.pid for engine in cluster.engines]
+
+
+class TestRestoring:
+    def test_heals_what_was_hurt_and_says_so(self, cluster):
+        cluster.restore(2)
+        before = cluster.engines
+        cluster.lanes.freeze(0)
+        cluster.lanes.cut(1, 1_000_000_000)
+        told = {repair.slot: repair.reason for repair in cluster.restore()}
+        assert told == dict.fromkeys((0, 1), "the engine's network was hurt")
+        assert cluster.restore() == []
+        assert cluster.engines == before
+
+    @pytest.mark.parametrize("healed", [True, False], ids=["healed", "not healed"])
+    def test_replaces_an_engine_that_may_have_lost_messages(self, cluster, healed):
+        cluster.restore(2)
+        cluster.lanes.half_open(0, channels="mux")
+        cluster.lanes.heal(0) if healed else None
+        assert [(one.slot, one.reason) for one in cluster.restore()] == [(0, "the engine's connections were broken")]
+        assert cluster.restore() == []
+        with cluster.client() as client:
+            assert len(client[:].apply_sync(os.getpid)) == 2
+
+    def test_works_for_an_engine_that_died_behind_a_frozen_lane(self, cluster):
+        cluster.restore(2)
+        cluster.lanes.freeze(0)
+        cluster.engines[0].process.kill()
+        assert [repair.reason for repair in cluster.restore()] == ["the engine was dead"]
+        assert open_connections(cluster, 0) == ONE_EACH
+
+
+class TestTheProxy:
+    def test_is_of_the_cluster(self, cluster):
+        [member] = [one for one in cluster.roll_call().members if one.role == "lanes' proxy"]
+        assert member.process.pid == cluster.lanes.process.pid
+        assert member.process in cluster.heads
+
+    def test_is_missed_when_it_dies(self, new_cluster):
+        cluster = new_cluster()
+        cluster.bring_up()
+        roll = cluster.roll_call()
+        cluster.lanes.process.send_signal(9)
+        cluster.lanes.process.wait(SOON)
+        assert [member.role for member in roll.missing()] == ["lanes' proxy"]
+        with pytest.raises(RepairError, match="the lanes' proxy has ended with exit code -9"):
+            cluster.restore()
+
+    def test_ends_with_the_cluster_also_when_all_is_frozen(self, new_cluster):
+        cluster = new_cluster()
+        cluster.bring_up()
+        proxy, mark = psutil.Process(cluster.lanes.process.pid), cluster.folder.mark
+        for slot in (0, 1):
+            cluster.lanes.freeze(slot)
+        cluster.stop()
+        assert cluster.lanes is None
+        assert not is_alive(proxy)
+        assert [one for one in marked(mark) if is_alive(one)] == []
+
+    def test_is_there_again_after_a_restart(self, new_cluster):
+        cluster = new_cluster(n=1)
+        cluster.bring_up()
+        first = cluster.lanes
+        first.freeze(0)
+        cluster.stop()
+        cluster.bring_up()
+        assert cluster.lanes is not first
+        assert cluster.lanes.hurt == ()
+
+
+class TestWithoutANetwork:
+    def test_there_are_no_lanes(self, new_cluster):
+        cluster = new_cluster(network=False, n=1)
+        assert cluster.lanes is None
+        cluster.bring_up()
+        assert cluster.lanes is None
+        assert "lanes' proxy" not in {member.role for member in cluster.roll_call().members}
+
+    @pytest.mark.parametrize(
+        ("kwargs", "told"),
+        [
+            ({"launcher": "mpi"}, "takes one of the launchers 'forkserver', 'local', not 'mpi'"),
+            ({"private": False}, "takes a private profile"),
+        ],
+    )
+    def test_refusal_comes_before_anything_is_started(self, new_cluster, kwargs, told):
+        cluster = new_cluster(**kwargs)
+        with pytest.raises(ClusterError, match=f"network=True: {told}"):
+            cluster.start()
+        assert cluster.process is None
