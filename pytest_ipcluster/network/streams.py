@@ -44,13 +44,13 @@ class Rule:
         self.delay = self.jitter = 0.0
         self.rate: float | None = None
         self.left: int | None = None
-        self.random = random.Random(0)  # noqa: S311 - repeatable on purpose
+        self.random = random.Random(0)
 
     def change(self, values: Mapping[str, Any]) -> None:
         """Change some of it; a ``seed`` begins the sequence of random numbers anew."""
         for name, value in values.items():
             if name == "seed":
-                self.random = random.Random(value)  # noqa: S311 - repeatable on purpose
+                self.random = random.Random(value)
             else:
                 setattr(self, name, value)
         self._tell()
