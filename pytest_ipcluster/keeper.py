@@ -167,6 +167,7 @@ class Keeper:
             period=self._settings.heart_period,
             misses=self._settings.heart_misses,
             events=self.events,
+            allowed=(),  # engines are, as soon as they are known
             gone=self._is_gone,
         )
         self._hearts.start()

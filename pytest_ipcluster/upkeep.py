@@ -102,6 +102,8 @@ class Upkeep:
         }
 
     def _beats(self, heart: bytes, timeout: float) -> bool:
+        if heart not in self._hearts.monitor.hearts:
+            self._hearts.call(self._hearts.monitor.allow, heart)
         try:
             self._hearts.wait_for_heart(heart, max(0.0, timeout))
         except TimeoutError:

@@ -21,7 +21,7 @@ BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
 PAGE = BENCHMARKS.parent / "docs" / "reference" / "benchmarks.md"
 
 #: Modules that are no benchmark themselves.
-PARTS = {"common", "nursery", "monitor_hosts", "starters"}
+PARTS = {"common", "nursery", "monitor_hosts", "plain_ledger", "starters"}
 SCRIPTS = sorted(path.stem for path in BENCHMARKS.glob("*.py") if path.stem not in PARTS)
 
 SLEEPER = [sys.executable, "-c", "import sys; print('up', flush=True); sys.stdin.read()"]

@@ -17,6 +17,8 @@ _NOTICE = struct.Struct("=Hi")
 
 #: Beats within which a new connection should be heard of; a stranger may never say anything.
 _PATIENCE = 10
+#: Notices that are read at one go, in some milliseconds: strangers may connect and break as often as they like.
+_NOTICES_AT_ONCE = 1000
 
 
 class Connections:
@@ -46,11 +48,14 @@ class Connections:
             self._hearts[descriptor] = heart
             self.wanted.pop(descriptor, None)
 
-    def read(self) -> list[int]:
-        """Read the notices that have come in; return the descriptors of connections that have broken, in order."""
+    def read(self) -> tuple[list[int], bool]:
+        """Read the notices that have come in; return the descriptors of connections that have broken, in order.
+
+        And whether those were all notices: of a flood of them only so many are read at one go.
+        """
         broken = []
-        with suppress(zmq.Again):  # that was all
-            while True:
+        try:
+            for _ in range(_NOTICES_AT_ONCE):
                 notice, _address = self.notices.recv_multipart(zmq.NOBLOCK)
                 kind, descriptor = _NOTICE.unpack(notice)
                 if kind == zmq.EVENT_DISCONNECTED:
@@ -58,7 +63,9 @@ class Connections:
                     self.wanted.pop(descriptor, None)
                 else:
                     self.wanted[descriptor] = _PATIENCE
-        return broken
+        except zmq.Again:
+            return broken, True
+        return broken, False
 
     def drop(self, descriptor: int) -> bytes | None:
         """Forget a broken connection, when all that came in by it is heard; return the heart that spoke there."""
@@ -66,8 +73,11 @@ class Connections:
 
     def grow_older(self) -> None:
         """Take note of a beat."""
-        if self.wanted:
-            self.wanted = {descriptor: beats - 1 for descriptor, beats in self.wanted.items() if beats > 1}
+        for descriptor, beats in list(self.wanted.items()):
+            if beats > 1:
+                self.wanted[descriptor] = beats - 1
+            else:
+                del self.wanted[descriptor]
 
     def close(self) -> None:
         """Hear no more notices."""

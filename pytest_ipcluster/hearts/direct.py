@@ -25,7 +25,7 @@ class DirectMonitor(SuspiciousMonitor):
     def __init__(self, **kwargs: Any) -> None:
         super().__init__(**kwargs)
         self._asked_at = 0.0
-        self._behind = False
+        self._behind = self._noticing = False
 
     def _listen(self) -> None:
         socket = self.pongstream.socket
@@ -46,6 +46,10 @@ class DirectMonitor(SuspiciousMonitor):
 
     def _send(self, token: bytes) -> None:
         self._connections.grow_older()
+        self._inbox.next_round()
+        self._ping(token)
+
+    def _ping(self, token: bytes) -> None:
         self.pingstream.socket.send(token)
 
     # -- pongs
@@ -85,7 +89,10 @@ class DirectMonitor(SuspiciousMonitor):
 
     def _notice(self, *_: object) -> None:
         """Suspect the hearts whose connection has broken, when all that they had said is heard."""
-        broken = self._connections.read()
+        broken, that_was_all = self._connections.read()
+        if not that_was_all and not self._noticing:
+            self._noticing = True
+            self.loop.add_callback(self._notice_more)
         if not broken:
             return
         self._drain()
@@ -93,9 +100,15 @@ class DirectMonitor(SuspiciousMonitor):
         suspects = [heart for heart in spoke if heart in self._ledger.hearts]
         self._ask_again(self._suspect(suspects))
 
+    def _notice_more(self) -> None:
+        """Read what was left after as much as is read at one go; whatever else is due has had its turn."""
+        self._noticing = False
+        if self._running:
+            self._notice()
+
     def _ask_again(self, hearts: list[bytes]) -> None:
         """Send a ping out of turn to hearts that may well be alive, unless the next one is due soon."""
         now = self._clock()
         if hearts and (self._ledger.deadline or 0.0) - now > _SOON < now - self._asked_at:
             self._asked_at = now
-            self._send(self._ledger.ask())
+            self._ping(self._ledger.ask())

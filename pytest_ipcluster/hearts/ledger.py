@@ -7,69 +7,14 @@ is failed ``misses`` to ``misses + 1`` periods later.
 
 from __future__ import annotations
 
-import secrets
 from collections import Counter, deque
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field, replace
-from enum import StrEnum
-from hashlib import blake2b
+from collections.abc import Callable, Iterable
+from dataclasses import replace
+
+from pytest_ipcluster.hearts.guests import Guests
+from pytest_ipcluster.hearts.verdicts import Beat, Failure, Pong, token_maker
 
 __all__ = ["Beat", "Failure", "Ledger", "Pong", "token_maker"]
-
-
-class Pong(StrEnum):
-    """What an answer was worth."""
-
-    #: It answers the newest ping.
-    CURRENT = "current"
-    #: It answers an earlier ping that still counts: the heart is slow, and alive.
-    LATE = "late"
-    #: It proves nothing: too old, made up, given twice, or sent before the heart's own failure.
-    STALE = "stale"
-    #: It comes from a heart that is not to be watched.
-    STRANGER = "stranger"
-
-
-@dataclass(frozen=True, slots=True)
-class Failure:
-    """The verdict on one heart. Times are seconds of the caller's clock; ``last_pong`` is None if none ever came."""
-
-    heart: bytes
-    last_pong: float | None
-    verdict_at: float
-    misses: int
-
-
-@dataclass(frozen=True, slots=True)
-class Beat:
-    """What one beat found out, hearts in order of their ids, and the token to send with it.
-
-    ``missed`` gives for every heart that missed this beat how many it has missed in a row, failed ones
-    included. ``late`` is by how many seconds this beat itself came too late; ``stalled`` says that it was too
-    late to judge.
-    """
-
-    token: bytes
-    new: tuple[bytes, ...] = ()
-    missed: Mapping[bytes, int] = field(default_factory=dict)
-    failed: tuple[Failure, ...] = ()
-    returned: tuple[bytes, ...] = ()
-    late: float = 0.0
-    stalled: bool = False
-
-
-def token_maker() -> Callable[[int], bytes]:
-    """Return a function that makes pings that nobody can guess who has not heard them.
-
-    It asks the system for randomness once, and derives them from that.
-    """
-    key = secrets.token_bytes(32)
-
-    def make_token(sequence: int) -> bytes:
-        digest = blake2b(b"%d" % sequence, key=key, digest_size=16)
-        return b"%s-%d" % (digest.hexdigest().encode(), sequence)
-
-    return make_token
 
 
 #: The number of a ping, and when an answer came that counted.
@@ -100,8 +45,9 @@ class _Batch:
 class Ledger:
     """Books pongs, judges at every beat. Not thread-safe: it belongs to the thread that beats.
 
-    ``period`` is in seconds. ``accept`` is asked about every heart id; without it all are welcome. The three
-    sets are only ever changed in place, so they may be shared.
+    ``period`` is in seconds. ``accept`` is asked about every heart id; ``allowed`` are the only ids that are watched,
+    with those that are allowed later; without both all are welcome. The three sets are only ever changed in place, so
+    they may be shared.
     """
 
     def __init__(
@@ -111,10 +57,12 @@ class Ledger:
         *,
         make_token: Callable[[int], bytes] | None = None,
         accept: Callable[[bytes], bool] | None = None,
+        allowed: Iterable[bytes] | None = None,
     ) -> None:
         self.misses = misses
         self.period = period
-        self.accept = accept
+        #: Whose answers count.
+        self.guests = Guests(accept, allowed)
         self.hearts: set[bytes] = set()
         self._responses: set[bytes] = set()
         self.on_probation: set[bytes] = set()
@@ -134,13 +82,14 @@ class Ledger:
         # Hearts that were admitted, and that have answered without being watched, since the last ping.
         self._admitted: set[bytes] = set()
         self._unknown: set[bytes] = set()
+        # Watched hearts that are muted, and have not answered the newest ping before that.
+        self._unheard: set[bytes] = set()
         # Per heart: the newest ping that needs no answer any more, and when the last good pong came. What came in
         # batches stands there until the second next beat, and comes here only for those who have then fallen silent.
         self._heard: dict[bytes, _Stamp] = {}
         self._batches: list[_Batch] = []
         self._old_batches: list[_Batch] = []
         self._missed: dict[bytes, int] = {}
-        self._forgotten: set[bytes] = set()
 
     @property
     def responses(self) -> set[bytes]:
@@ -161,13 +110,27 @@ class Ledger:
             self._book(heart, self._window[token], now)
         return kind
 
+    def doubt(self, heart: bytes, token: bytes) -> Pong:
+        """Book an answer that somebody else may have given in this heart's name, and say what it was worth.
+
+        It proves nothing, but the heart has not missed the next beat either.
+        """
+        kind = self._weigh(heart, token)
+        if kind is Pong.CURRENT or kind is Pong.LATE:
+            kind = Pong.DOUBTFUL
+            if heart in self.hearts:
+                self._heard[heart] = self._last(heart)
+                self._responses.add(heart)
+        self.tally[kind] += 1
+        return kind
+
     def answered(self, hearts: list[bytes], now: float) -> None:
         """Book the first answers of watched hearts to the newest ping, which were taken off ``expected``.
 
         The same as :meth:`pong` for each of them, and nearly free of charge.
         """
-        if self.accept is not None:
-            welcome = [heart for heart in hearts if self.accept(heart)]
+        if (accept := self.guests.accept) is not None:
+            welcome = [heart for heart in hearts if accept(heart)]
             if strangers := len(hearts) - len(welcome):
                 self.tally[Pong.STRANGER] += strangers
                 self.expected.update(set(hearts).difference(welcome))
@@ -210,7 +173,7 @@ class Ledger:
 
     def admit(self, heart: bytes) -> None:
         """Watch a heart from now on, whatever was known about it."""
-        self._forgotten.discard(heart)
+        self.guests.allow(heart)
         self.tombstones.pop(heart, None)
         if heart not in self.hearts:
             self.hearts.add(heart)
@@ -225,6 +188,30 @@ class Ledger:
             return self._bury(heart, now)
         return self.tombstones.get(heart)
 
+    def allow(self, heart: bytes, now: float) -> bool:
+        """Watch this heart as soon as it answers; return whether it just has, when it was not allowed yet."""
+        sequence = self.guests.allow(heart)
+        if heart in self.hearts or heart in self.guests.muted or not self.guests.are_to_hear(heart):
+            return False
+        if sequence not in self._window.values() or sequence <= self._last(heart)[0]:
+            return False
+        self._book(heart, sequence, now)
+        return True
+
+    def mute(self, heart: bytes) -> None:
+        """Count the answers of a heart as if they had never come, until it is unmuted."""
+        self.guests.muted.add(heart)
+        if heart in self.expected or heart in self._admitted:
+            self.expected.discard(heart)
+            self._unheard.add(heart)
+
+    def unmute(self, heart: bytes) -> None:
+        """Hear a heart again; when it has been failed it may return."""
+        self.guests.muted.discard(heart)
+        if heart in self._unheard:
+            self._unheard.discard(heart)
+            self.expected.add(heart)
+
     def forget(self, heart: bytes) -> None:
         """Drop a heart without a verdict. What it still says is ignored from now on, unless it is admitted again."""
         self._strike(heart)
@@ -232,7 +219,7 @@ class Ledger:
         self._heard.pop(heart, None)
         for batch in (*self._old_batches, *self._batches):
             batch.discard(heart)
-        self._forgotten.add(heart)
+        self.guests.ban(heart)
 
     def adopt(self, beat: Beat) -> Beat:
         """Take over what a beat of another ledger has found, and return what of it is news here.
@@ -249,7 +236,7 @@ class Ledger:
             self.on_probation.intersection_update(self._missed)
             self.on_probation.update(self._missed)
         new, returned = (
-            tuple(heart for heart in hearts if heart not in self._forgotten and heart not in self.hearts)
+            tuple(heart for heart in hearts if self.guests.are_to_hear(heart) and heart not in self.hearts)
             for hearts in (beat.new, beat.returned)
         )
         return replace(beat, new=new, missed=missed, failed=failed, returned=returned)
@@ -263,9 +250,12 @@ class Ledger:
         return self._last(heart)[1]
 
     def _weigh(self, heart: bytes, token: bytes) -> Pong:
-        if heart in self._forgotten or not (self.accept is None or self.accept(heart)):
-            return Pong.STRANGER
         sequence = self._window.get(token)
+        if not self.guests.are_to_hear(heart):
+            self.guests.knock(heart, sequence)
+            return Pong.STRANGER
+        if heart in self.guests.muted:
+            return Pong.MUTED
         if sequence is None or self._needs_no_more(heart) or sequence <= self._last(heart)[0]:
             return Pong.STALE
         return Pong.CURRENT if sequence == self._sequence else Pong.LATE
@@ -292,7 +282,8 @@ class Ledger:
 
     def _silent(self) -> set[bytes]:
         """Return the watched hearts that have not answered since the last beat; only they cost anything."""
-        silent = {heart for heart in self.expected | self._admitted if heart not in self._responses}
+        waiting = self.expected | self._admitted | self._unheard
+        silent = {heart for heart in waiting if heart not in self._responses}
         for heart in silent - self._missed.keys():
             self._heard[heart] = self._last(heart)
         return silent & self.hearts
@@ -319,8 +310,10 @@ class Ledger:
         return failure
 
     def _strike(self, heart: bytes) -> None:
-        for known in (self.hearts, self.responses, self.on_probation, self.expected, self._admitted, self._unknown):
+        for known in (self.hearts, self.responses, self.on_probation, self._unknown):
             known.discard(heart)
+        for waiting in (self.expected, self._admitted, self._unheard):
+            waiting.discard(heart)
         self._missed.pop(heart, None)
 
     def _take_in_batches(self) -> None:
@@ -330,13 +323,14 @@ class Ledger:
                 self._responses.update(batch.hearts)
 
     def _begin_round(self) -> bytes:
-        """Issue the token of a beat, and close the pings that are too old: those of at least two beats are open."""
+        """Issue the token of a beat, and close the pings that are too old."""
         token = self._issue_token()
         self._rounds.append(self._sequence)
-        while len(self._rounds) > max(self.misses, 2):
+        while len(self._rounds) > self.misses + 1:
             self._rounds.popleft()
         for old in [old for old, sequence in self._window.items() if sequence < self._rounds[0]]:
             del self._window[old]
+        self.guests.forget_knocks(before=self._rounds[0])
         return token
 
     def _issue_token(self) -> bytes:
@@ -347,4 +341,7 @@ class Ledger:
         # A copy of a set costs some nanoseconds a heart, without one hash or comparison.
         self.expected = self.hearts.copy()
         self._admitted.clear()
+        if self.guests.muted:
+            self._unheard = self.expected & self.guests.muted
+            self.expected -= self._unheard
         return self.token

@@ -5,11 +5,9 @@ It lives on the thread of its event loop. What may be called from elsewhere says
 
 from __future__ import annotations
 
-import threading
 import time
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import zmq
@@ -18,22 +16,12 @@ from traitlets import CFloat, CInt, Instance, default, observe
 from traitlets.config import LoggingConfigurable
 from zmq.eventloop.zmqstream import ZMQStream
 
-from pytest_ipcluster.hearts.ledger import Beat, Failure, Ledger
+from pytest_ipcluster.hearts.handlers import Handler, HandlerError, Handlers
+from pytest_ipcluster.hearts.ledger import Ledger
+from pytest_ipcluster.hearts.verdicts import Beat, Failure
 from pytest_ipcluster.report.events import EventLog
 
 __all__ = ["Handler", "HandlerError", "HeartMonitor"]
-
-#: What users register: called with the id of a heart, on the monitor's thread.
-Handler = Callable[[bytes], object]
-
-
-@dataclass(frozen=True, slots=True)
-class HandlerError:
-    """A handler raised ``exception`` when it was told about ``heart``."""
-
-    handler: Handler
-    heart: bytes
-    exception: BaseException
 
 
 class _Responses(Instance):  # type: ignore[type-arg]
@@ -47,7 +35,8 @@ class HeartMonitor(LoggingConfigurable):
     """Watches hearts over a PUB stream for pings and a ROUTER stream for pongs.
 
     Further arguments than the traits: ``events``, a time line to write to; ``clock``, monotonic seconds; ``accept``,
-    which is asked about every heart id (without it every heart that answers is watched).
+    which is asked about every heart id; ``allowed``, the only ids that are watched, with those that are allowed later.
+    Without these two every heart that answers is watched.
     """
 
     created: ClassVar[None] = None
@@ -72,18 +61,19 @@ class HeartMonitor(LoggingConfigurable):
         events: EventLog | None = None,
         clock: Callable[[], float] = time.monotonic,
         accept: Callable[[bytes], bool] | None = None,
+        allowed: Iterable[bytes] | None = None,
         **kwargs: Any,
     ) -> None:
         self.events = events
         #: How many messages came in that were no pongs at all.
         self.bad_messages = 0
         self._clock = clock
-        self._ledger = Ledger(accept=accept)
+        self._ledger = Ledger(accept=accept, allowed=allowed)
         self._failures: dict[bytes, Failure] = {}
         self._handler_errors: list[HandlerError] = []
-        self._new_handlers = _Handlers(self._handler_errors)
-        self._failure_handlers = _Handlers(self._handler_errors)
-        self._return_handlers = _Handlers(self._handler_errors)
+        self._new_handlers = Handlers(self._handler_errors)
+        self._failure_handlers = Handlers(self._handler_errors)
+        self._return_handlers = Handlers(self._handler_errors)
         self._running = False
         self._timer: object | None = None
         super().__init__(**kwargs)
@@ -163,6 +153,25 @@ class HeartMonitor(LoggingConfigurable):
         """Drop a heart without a verdict, for one that is stopped on purpose. Its pongs are ignored from now on."""
         self._ledger.forget(heart)
         self._note("forgotten", heart)
+
+    def allow(self, heart: bytes) -> None:
+        """Watch a heart from its next answer on, or at once if it has just given one; see ``allowed``."""
+        if self._ledger.allow(heart, self._clock()):
+            self._welcome(heart)
+
+    def _welcome(self, heart: bytes) -> None:
+        """Watch one who has answered."""
+        (self.handle_heart_return if heart in self._ledger.tombstones else self.handle_new_heart)(heart)
+
+    def mute(self, heart: bytes) -> None:
+        """Drop the pongs of a heart as they come in, so that it is failed by missed beats though its process lives."""
+        self._ledger.mute(heart)
+        self._note("muted", heart, at=self._clock())
+
+    def unmute(self, heart: bytes) -> None:
+        """Hear a heart again. One that was failed meanwhile returns with its next answers."""
+        self._ledger.unmute(heart)
+        self._note("unmuted", heart, at=self._clock())
 
     @property
     def ledger(self) -> Ledger:
@@ -299,42 +308,6 @@ class HeartMonitor(LoggingConfigurable):
     def _apply_settings(self, _change: object = None) -> None:
         self._ledger.period = self.period / 1000
         self._ledger.misses = self.misses
-
-
-class _Handlers:
-    """Handlers in order of registration, each once; what they raise goes into ``errors``. Thread-safe."""
-
-    def __init__(self, errors: list[HandlerError]) -> None:
-        self._errors = errors
-        self._handlers: list[Handler] = []
-        self._changing = threading.Lock()
-
-    def add(self, handler: Handler) -> None:
-        with self._changing:
-            if handler not in self._handlers:
-                self._handlers = [*self._handlers, handler]
-
-    @property
-    def registered(self) -> tuple[Handler, ...]:
-        return tuple(self._handlers)
-
-    def keep(self, wanted: Collection[Handler]) -> None:
-        """Remove all handlers but these."""
-        with self._changing:
-            self._handlers = [handler for handler in self._handlers if handler in wanted]
-
-    def remove(self, handler: Handler) -> None:
-        with self._changing:
-            self._handlers = [other for other in self._handlers if other != handler]
-
-    def call(self, heart: bytes) -> None:
-        for handler in self._handlers:
-            try:
-                handler(heart)
-            except KeyboardInterrupt:
-                raise
-            except BaseException as error:  # what pytest.fail() raises is no Exception
-                self._errors.append(HandlerError(handler, heart, error))
 
 
 def _describe_silence(failure: Failure) -> str:

@@ -9,16 +9,17 @@ from __future__ import annotations
 import socket
 import subprocess
 import sys
+from collections import Counter
 from contextlib import ExitStack, suppress
 from typing import TYPE_CHECKING, Any
 
 from tornado.ioloop import IOLoop
 from traitlets import observe
 
-from pytest_ipcluster.hearts.ledger import Beat
-from pytest_ipcluster.hearts.monitor import HandlerError
+from pytest_ipcluster.hearts.handlers import HandlerError
 from pytest_ipcluster.hearts.suspects import SuspiciousMonitor
 from pytest_ipcluster.hearts.thread import MonitorThread, remove_socket_files
+from pytest_ipcluster.hearts.verdicts import Beat, Pong
 
 if TYPE_CHECKING:
     from multiprocessing.connection import Connection
@@ -65,6 +66,21 @@ class RemoteMonitor(SuspiciousMonitor):
         self._tell("forget", heart)
         super().forget(heart)
 
+    def allow(self, heart: bytes) -> None:
+        """Watch a heart from the next beat on if it has just answered, otherwise from its next answer on."""
+        self._tell("allow", heart)
+        super().allow(heart)
+
+    def mute(self, heart: bytes) -> None:
+        """Have the other process drop the pongs of a heart; it is told at once, and does so some time later."""
+        self._tell("mute", heart)
+        super().mute(heart)
+
+    def unmute(self, heart: bytes) -> None:
+        """Have the other process hear a heart again."""
+        self._tell("unmute", heart)
+        super().unmute(heart)
+
     def _fail(self, heart: bytes, noticed: str = "") -> None:
         if heart in self.hearts:
             self._tell("condemn", heart)
@@ -87,8 +103,12 @@ class RemoteMonitor(SuspiciousMonitor):
         except (EOFError, OSError):
             self._lose()
 
-    def _take_beat(self, beat: Beat, times: tuple[float, float, float]) -> None:
+    def _take_beat(
+        self, beat: Beat, times: tuple[float, float, float], tally: dict[Pong, int], bad_messages: int
+    ) -> None:
         self.tic, self.lifetime, self.last_ping = times
+        self._ledger.tally += Counter(tally)
+        self.bad_messages = bad_messages
         beat = self._ledger.adopt(beat)
         self._announce(beat)
 
@@ -113,14 +133,15 @@ class RemoteMonitor(SuspiciousMonitor):
 class MonitorProcess(MonitorThread):
     """A :class:`MonitorThread` whose hearts are watched by a process of its own.
 
-    The thread calls the handlers. ``accept`` is not there: a function cannot be sent. When the process ends unasked,
+    The thread calls the handlers. ``accept`` is not there: a function cannot be sent, but ``allowed`` can. When the
+    process ends unasked,
     ``raise_handler_errors`` of the monitor raises ChildProcessError, and it watches nobody.
     """
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         if self._settings.pop("accept") is not None:
-            raise TypeError("a monitor in a process of its own can't ask accept()")
+            raise TypeError("a monitor in a process of its own can't ask accept(): tell it the ids, as allowed=...")
         #: The process that watches; None before the start.
         self.process: subprocess.Popen[bytes] | None = None
 
@@ -130,7 +151,7 @@ class MonitorProcess(MonitorThread):
         stack.callback(self._refuse_calls)
         stack.callback(lambda: remove_socket_files(self.ping_url, self.pong_url))
         connection = self._launch(stack)
-        settings = {name: self._settings[name] for name in ("period", "misses")}
+        settings = {name: self._settings[name] for name in ("period", "misses", "allowed")}
         connection.send({"ping": self.ping_url, "pong": self.pong_url, **settings})
         if not connection.poll(_PATIENCE):
             raise TimeoutError(f"the process of the heart monitor did not listen within {_PATIENCE:g} s")

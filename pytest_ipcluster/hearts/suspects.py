@@ -6,7 +6,8 @@ from collections import deque
 from collections.abc import Callable, Iterable
 from typing import Any
 
-from pytest_ipcluster.hearts.monitor import HandlerError, HeartMonitor
+from pytest_ipcluster.hearts.handlers import HandlerError
+from pytest_ipcluster.hearts.monitor import HeartMonitor
 
 __all__ = ["Suspects", "SuspiciousMonitor"]
 
@@ -33,15 +34,21 @@ class Suspects:
         self._gone = gone
         self._condemn = condemn
         self._later = later
-        self._asking: deque[tuple[bytes, float]] = deque()
+        self._asking: deque[tuple[bytes, float, object]] = deque()
+        # The suspicions that count, and whose first look is still to come: a connection may break as often as it likes.
+        self._suspicions: dict[bytes, object] = {}
+        self._fresh: set[bytes] = set()
         self._working = False
 
     def add(self, heart: bytes) -> None:
-        """Suspect this heart: its process is looked at for half a second, or until it has ended."""
-        self._ask(heart, _FIRST_PAUSE)
+        """Suspect this heart: its process is looked at for half a second from now on, or until it has ended."""
+        if heart not in self._fresh:
+            self._fresh.add(heart)
+            self._suspicions[heart] = suspicion = object()
+            self._ask(heart, _FIRST_PAUSE, suspicion)
 
-    def _ask(self, heart: bytes, pause: float) -> None:
-        self._asking.append((heart, pause))
+    def _ask(self, heart: bytes, pause: float, suspicion: object) -> None:
+        self._asking.append((heart, pause, suspicion))
         if not self._working:
             self._work()
 
@@ -55,12 +62,17 @@ class Suspects:
             if self._asking:
                 self._later(0.0, self._work)
 
-    def _look(self, heart: bytes, pause: float) -> None:
+    def _look(self, heart: bytes, pause: float, suspicion: object) -> None:
+        if self._suspicions.get(heart) is not suspicion:
+            return
+        self._fresh.discard(heart)
         gone = self._gone(heart)
+        if gone is False and pause <= _LONGEST_PAUSE:
+            self._later(pause, lambda: self._ask(heart, 2 * pause, suspicion))
+            return
+        del self._suspicions[heart]
         if gone:
             self._condemn(heart)
-        elif gone is False and pause <= _LONGEST_PAUSE:
-            self._later(pause, lambda: self._ask(heart, 2 * pause))
 
 
 class SuspiciousMonitor(HeartMonitor):
@@ -73,6 +85,9 @@ class SuspiciousMonitor(HeartMonitor):
         super().__init__(**kwargs)
         self._gone = gone
         self._suspects = Suspects(self._is_gone, self._condemn, self._later)
+        # Of whose broken connections has been told since the last beat.
+        self._told: set[bytes] = set()
+        self._told_since = self.tic
 
     def _suspect(self, hearts: Iterable[bytes]) -> list[bytes]:
         """Suspect hearts whose connection has broken; return those that may well be alive."""
@@ -80,8 +95,13 @@ class SuspiciousMonitor(HeartMonitor):
         for heart in hearts:
             self._suspects.add(heart)
         alive = [heart for heart in hearts if heart in self._ledger.hearts]
+        if self._told_since != self.tic:
+            self._told_since = self.tic
+            self._told.clear()
         for heart in alive:
-            self._note("suspected", heart, "its connection broke", at=self._clock())
+            if heart not in self._told:
+                self._told.add(heart)
+                self._note("suspected", heart, "its connection broke", at=self._clock())
         return alive
 
     def _is_gone(self, heart: bytes) -> bool | None:

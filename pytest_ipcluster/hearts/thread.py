@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from concurrent.futures import CancelledError, Future
 from contextlib import ExitStack
 from pathlib import Path
@@ -21,8 +21,11 @@ __all__ = ["MonitorThread", "bind", "remove_socket_files"]
 
 _Result = TypeVar("_Result")
 
-#: A pong is a routing id and a token, a subscription is shorter still; who sends more is no heart (bytes).
-_LONGEST_MESSAGE = 256
+#: A pong is a routing id and a token; who sends more is no heart (bytes). A heart subscribes to everything, which takes
+#: one byte; what else one subscribes to we would have to remember. Its introduction has to fit in as well.
+_LONGEST_MESSAGE, _LONGEST_SUBSCRIPTION = 256, 64
+#: What is needed are the two, and a pair for libzmq's notices.
+_SOCKETS = 16
 #: Messages that may wait for, and from, one heart: who is further behind gains nothing from more.
 _PINGS_WAITING, _PONGS_WAITING = 10, 100
 #: The kernel's share of what waits for one heart (bytes): with its usual buffers thousands of pings outlast a pause.
@@ -35,7 +38,7 @@ class MonitorThread:
     """A :class:`HeartMonitor` on a thread, a loop and a zmq context of its own.
 
     ``ping`` and ``pong`` are addresses to bind; ``ping_url`` and ``pong_url`` are what they became, which is
-    what hearts connect to. ``period`` is in milliseconds; ``accept`` is as for :class:`HeartMonitor`.
+    what hearts connect to. ``period`` is in milliseconds; ``accept`` and ``allowed`` are as for :class:`HeartMonitor`.
     ``gone`` is asked, on the monitor's thread, about a heart whose connection has broken: whether its process has
     ended, or None if that cannot be told. A heart whose process has ended is failed at once, whatever the period is.
     Everything the monitor sees is written to ``events``. Good for one start and one stop; every method may be
@@ -51,13 +54,20 @@ class MonitorThread:
         misses: int = 3,
         events: EventLog | None = None,
         accept: Callable[[bytes], bool] | None = None,
+        allowed: Iterable[bytes] | None = None,
         gone: Callable[[bytes], bool | None] | None = None,
         name: str = "ipcluster-heart-monitor",
     ) -> None:
         self.ping_url = ping
         self.pong_url = pong
         self.events = EventLog() if events is None else events
-        self._settings: dict[str, Any] = {"period": period, "misses": misses, "accept": accept, "gone": gone}
+        self._settings: dict[str, Any] = {
+            "period": period,
+            "misses": misses,
+            "accept": accept,
+            "allowed": None if allowed is None else frozenset(allowed),
+            "gone": gone,
+        }
         self._thread = threading.Thread(target=self._run, name=name, daemon=True)
         self._announced = threading.Event()
         self._error: BaseException | None = None
@@ -166,7 +176,7 @@ class MonitorThread:
     def _serve(self, stack: ExitStack) -> None:
         """Listen, announce it, and beat until told to stop; what is opened here is closed in the reverse order."""
         stack.callback(lambda: remove_socket_files(self.ping_url, self.pong_url))
-        context = zmq.Context()
+        context = make_context()
         stack.callback(context.destroy, linger=0)
         loop = IOLoop(make_current=False)
         stack.callback(loop.close)
@@ -211,12 +221,20 @@ class MonitorThread:
             future.set_running_or_notify_cancel()
 
 
+def make_context() -> zmq.Context[zmq.Socket[bytes]]:
+    """Return a zmq context for a monitor's sockets, and not for many more."""
+    context = zmq.Context()
+    context.set(zmq.MAX_SOCKETS, _SOCKETS)
+    return context
+
+
 def bind(socket: zmq.Socket[bytes], url: str) -> tuple[zmq.Socket[bytes], str]:
     """Bind a socket that strangers cannot make us pay for; return it with the address it really got."""
     socket.linger = 0
     socket.sndbuf = _BYTES_WAITING
     socket.sndhwm, socket.rcvhwm = _PINGS_WAITING, _PONGS_WAITING
-    socket.setsockopt(zmq.MAXMSGSIZE, _LONGEST_MESSAGE)
+    publishes = socket.type == zmq.PUB
+    socket.setsockopt(zmq.MAXMSGSIZE, _LONGEST_SUBSCRIPTION if publishes else _LONGEST_MESSAGE)
     socket.setsockopt(zmq.HANDSHAKE_IVL, _HANDSHAKE_LIMIT)
     socket.bind(url)
     return socket, socket.getsockopt_string(zmq.LAST_ENDPOINT)

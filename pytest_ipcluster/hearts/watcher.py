@@ -4,12 +4,13 @@ It watches hearts as :class:`MonitorThread` does, with the same ledger, and tell
 has found. Handlers are called there. It is told what to do by the same socket, both ways in messages of
 ``multiprocessing.connection``:
 
-``{"ping": address, "pong": address, "period": milliseconds, "misses": number}``
+``{"ping": address, "pong": address, "period": milliseconds, "misses": number, "allowed": hearts or None}``
     The first message. The answer is ``("listening", ping, pong)``, or ``("failed", exception)``.
-``("forget" | "admit" | "condemn", heart)``, ``("set", name, value)``
+``("forget" | "admit" | "condemn" | "allow" | "mute" | "unmute", heart)``, ``("set", name, value)``
     What was done there with this heart, or set.
 
-It says ``("beat", beat, times)`` for every beat, and ``("suspected", heart, last pong)`` when a connection has broken.
+It says ``("beat", beat, times, tally, bad messages)`` for every beat (``tally`` is what pongs were worth since the last
+one), and ``("suspected", heart, last pong)`` when a connection has broken.
 It ends with the one who started it: at the end of the socket, when its parent is another one, and, on Linux, by a
 signal of the kernel.
 """
@@ -30,8 +31,8 @@ from tornado.ioloop import IOLoop
 from zmq.eventloop.zmqstream import ZMQStream
 
 from pytest_ipcluster.hearts.direct import DirectMonitor
-from pytest_ipcluster.hearts.ledger import Beat
-from pytest_ipcluster.hearts.thread import bind, remove_socket_files
+from pytest_ipcluster.hearts.thread import bind, make_context, remove_socket_files
+from pytest_ipcluster.hearts.verdicts import Beat
 
 if TYPE_CHECKING:
     from multiprocessing.connection import Connection
@@ -61,15 +62,17 @@ class Watcher(DirectMonitor):
             self.loop.stop()
 
     def _change(self, order: str, heart: bytes) -> None:
-        if order == "condemn":
-            self._ledger.condemn(heart, self._clock())
+        if order in ("condemn", "allow"):
+            getattr(self._ledger, order)(heart, self._clock())
         else:
             getattr(self._ledger, order)(heart)
 
     def _announce(self, beat: Beat) -> None:
         for heart in (*beat.new, *beat.returned):
             self._ledger.admit(heart)
-        self._tell("beat", replace(beat, token=b""), (self.tic, self.lifetime, self.last_ping))
+        times, tally = (self.tic, self.lifetime, self.last_ping), dict(self._ledger.tally)
+        self._ledger.tally.clear()
+        self._tell("beat", replace(beat, token=b""), times, tally, self.bad_messages)
         if os.getppid() != self._parent:
             self.loop.stop()
 
@@ -110,8 +113,8 @@ def main() -> None:
         watcher.loop.start()
 
 
-def _watcher(stack: ExitStack, connection: Connection, ping: str, pong: str, period: float, misses: int) -> Watcher:
-    context = zmq.Context()
+def _watcher(stack: ExitStack, connection: Connection, ping: str, pong: str, **settings: Any) -> Watcher:
+    context = make_context()
     stack.callback(context.destroy, linger=0)
     loop = IOLoop(make_current=False)
     stack.callback(loop.close)
@@ -121,7 +124,7 @@ def _watcher(stack: ExitStack, connection: Connection, ping: str, pong: str, per
     streams = [ZMQStream(socket, loop) for socket in (pings, pongs)]
     for stream in streams:
         stack.callback(stream.close, linger=0)
-    watcher = Watcher(connection, pingstream=streams[0], pongstream=streams[1], loop=loop, period=period, misses=misses)
+    watcher = Watcher(connection, pingstream=streams[0], pongstream=streams[1], loop=loop, **settings)
     loop.add_handler(connection.fileno(), watcher.obey, loop.READ)
     connection.send(("listening", ping, pong))
     return watcher

@@ -57,6 +57,15 @@ class Hearts:
     def __init__(self) -> None:
         self.events = EventLog()
         self.silent: list[bytes] = []
+        self.hearts: set[bytes] = set()
+        self.allowed: list[bytes] = []
+        self.monitor = self
+
+    def allow(self, heart: bytes) -> None:
+        self.allowed.append(heart)
+
+    def call(self, function, *args):
+        return function(*args)
 
     def wait_for_heart(self, heart: bytes, timeout: float) -> None:
         assert timeout >= 0
@@ -119,6 +128,11 @@ class TestRestore:
         cluster.repairs = [Repair(1, "dead", 1.0), Repair(2, "there was no engine", 1.0)]
         kept.restore(3, 2)
         assert [event[0] for event in told(hearts)] == ["repaired", "added"]
+
+    def test_the_hearts_of_engines_and_no_others_are_allowed_when_they_are_not_watched(self, kept, hearts):
+        hearts.hearts = {b"0"}
+        kept.restore(2, 2)
+        assert hearts.allowed == [b"1"]
 
     def test_an_engine_whose_heart_is_silent_is_replaced(self, kept, cluster, hearts):
         hearts.silent = [b"1"]

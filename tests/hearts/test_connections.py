@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import struct
 from collections.abc import Callable, Iterator
 
 import pytest
@@ -36,10 +37,10 @@ class Exchange:
 
     def read(self, enough: Callable[[list[int]], object]) -> list[int]:
         """Read notices until there are enough."""
-        broken = self.connections.read()
+        broken, _ = self.connections.read()
         while not enough(broken):
             assert self.connections.notices.poll(LIMIT), "no more notices"
-            broken += self.connections.read()
+            broken += self.connections.read()[0]
         return broken
 
 
@@ -107,3 +108,23 @@ def test_descriptor_that_is_used_again_is_that_of_the_last_who_spoke_there(excha
 def test_there_is_room_for_any_number_of_notices(exchange: Exchange) -> None:
     """libzmq's thread waits where a notice finds no room: no message would come in any more, and no socket close."""
     assert exchange.connections.notices.rcvhwm == 0
+
+
+class Flood:
+    """Notices without an end: connections that are made and break."""
+
+    count = 0
+
+    def recv_multipart(self, _flags: int) -> list[bytes]:
+        self.count += 1
+        return [struct.pack("=Hi", zmq.EVENT_DISCONNECTED if self.count % 2 == 0 else zmq.EVENT_ACCEPTED, 7), b""]
+
+
+def test_of_a_flood_of_notices_only_so_many_are_read_at_one_go(exchange: Exchange) -> None:
+    """Strangers that come and go must leave time for a beat."""
+    notices, exchange.connections.notices = exchange.connections.notices, Flood()
+    broken, that_was_all = exchange.connections.read()
+    exchange.connections.notices = notices
+    assert not that_was_all
+    assert len(broken) == 500
+    assert exchange.connections.wanted == {}

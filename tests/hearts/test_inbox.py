@@ -1,7 +1,9 @@
 from __future__ import annotations
 
 import random
+from collections import deque
 from collections.abc import Iterator
+from types import SimpleNamespace
 
 import pytest
 import zmq
@@ -29,13 +31,17 @@ class Post:
         self.inbox = Inbox(self.router, self.ledger, self.connections, lambda: self.now, self.count_bad)
         self.now = 0.0
         self.voices: dict[bytes, zmq.Socket[bytes]] = {}
-        self.ends, self._book = 0, self.ledger.pong
-        self.ledger.pong = self.book
+        self.ends, self._book, self._doubt = 0, self.ledger.pong, self.ledger.doubt
+        self.ledger.pong, self.ledger.doubt = self.book, self.doubt
         self.ledger.beat(self.now)
 
     def book(self, heart: bytes, token: bytes, now: float) -> Pong:
         self.ends += token == END
         return self._book(heart, token, now)
+
+    def doubt(self, heart: bytes, token: bytes) -> Pong:
+        self.ends += token == END
+        return self._doubt(heart, token)
 
     def count_bad(self) -> None:
         self.bad += 1
@@ -60,7 +66,17 @@ class Post:
 
     def beat(self) -> Beat:
         self.now += 1.0
+        self.inbox.next_round()
         return self.ledger.beat(self.now)
+
+    def ledger_token(self, age: int) -> str:
+        return f"token-{self.ledger._sequence - age}"
+
+    def drain(self) -> None:
+        """Read until nothing is left of what is said to have come in."""
+        assert self.router.poll(LIMIT)
+        while not self.inbox.drain(LIMIT):
+            pass
 
     def hurry(self, *hearts: bytes) -> None:
         """Have these hearts watched and their connections known, and a ping out that nobody has answered."""
@@ -70,6 +86,8 @@ class Post:
         self.beat()
         self.connections.read()
         self.connections.wanted.clear()
+        self.inbox._wary = self.inbox._rounds = 0
+        assert not self.inbox.is_close
 
     def close(self) -> None:
         for voice in self.voices.values():
@@ -176,6 +194,99 @@ def test_endless_message_is_thrown_away_piece_by_piece(post: Post, hurry: bool) 
     post.hear()
     assert post.bad == 1
     assert B in post.ledger.responses
+
+
+class Script:
+    """A ROUTER that says what was written for it, in that order."""
+
+    def __init__(self) -> None:
+        self.frames: deque[tuple[bytes, bool]] = deque()
+        self.more = False
+
+    def say(self, *frames: bytes) -> None:
+        self.frames += [(frame, number < len(frames)) for number, frame in enumerate(frames, 1)]
+
+    def recv(self, _flags: int, copy: bool = True) -> object:
+        if not self.frames:
+            raise zmq.Again
+        data, self.more = self.frames.popleft()
+        return data if copy else SimpleNamespace(bytes=data, more=self.more)
+
+    def getsockopt(self, option: int) -> int:
+        assert option == zmq.RCVMORE
+        return int(self.more)
+
+
+STRANGER = b"stranger"
+FORGED = [(B, b"token"), (B, b"token", b"x"), (b"token", B), (b"token", B, b"token"), (b"x", B, b"token"), (B,)]
+
+
+@pytest.mark.parametrize("speaker", [STRANGER, A])
+@pytest.mark.parametrize("forged", FORGED, ids=repr)
+def test_nobody_can_speak_for_a_silent_heart(forged: tuple[bytes, ...], speaker: bytes) -> None:
+    """Three frames that begin with the stranger's own id look like a pong of the heart in the second."""
+    script, ledger = Script(), Ledger(3, 1.0, make_token=lambda number: b"token-%d" % number, allowed=[A, B, C])
+    inbox = Inbox(script, ledger, SimpleNamespace(wanted={}), lambda: 0.0, list)
+    now, failed = 0.0, []
+    for heart in (A, B, C):
+        ledger.admit(heart)
+    ledger.beat(now)
+    while not failed:
+        token = ledger.token
+        script.say(A, token)
+        script.say(speaker, *(token if frame == b"token" else frame for frame in forged))
+        script.say(C, token)
+        while not inbox.drain(LIMIT):
+            pass
+        now += 1.0
+        inbox.next_round()
+        failed = [failure.heart for failure in ledger.beat(now).failed]
+    assert failed == [B]
+    # A stranger can only put the verdict off by one beat; a heart that is watched by one round in eight.
+    assert now <= (8 if speaker == A else 1) + ledger.misses
+
+
+@pytest.mark.parametrize("form", ["{token} {B} {token}", "{token} {B} old", "{token} x", "{token} {B}"])
+def test_watched_heart_that_speaks_for_a_silent_one_cannot_hide_its_death(post: Post, form: str) -> None:
+    post.hurry(A, B)
+    rounds = 0
+    failed: list[bytes] = []
+    while not failed:
+        frames = form.replace("old", post.ledger_token(1)).format(B=B.decode(), token=post.ledger.token.decode())
+        post.say(A, *frames.encode().split())
+        post.say(A, post.ledger.token)
+        post.say(A, b"x")
+        post.hear()
+        failed = [failure.heart for failure in post.beat().failed]
+        rounds += 1
+    assert failed == [B]
+    assert rounds <= 8 + post.ledger.misses  # in every eighth round all is looked at closely
+    assert A in post.ledger.hearts
+
+
+def test_whose_message_cannot_be_told_has_neither_answered_nor_missed(post: Post) -> None:
+    post.hurry(A, B)
+    before = post.ledger.last_pong(B)
+    post.now += 0.5
+    post.inbox._book(B, post.ledger.token, in_a_hurry=True)
+    assert post.ledger.last_pong(B) == before
+    assert post.inbox.is_close
+
+
+def test_all_is_looked_at_closely_now_and_then_and_while_a_heart_is_on_probation(post: Post) -> None:
+    post.hurry(A, B)
+    closely = []
+    for _ in range(16):
+        for heart in (A, B):
+            post.say(heart, post.ledger.token)
+            post.drain()
+        post.beat()
+        closely.append(post.inbox.is_close)
+    assert closely == [number % 8 == 6 for number in range(16)]
+    post.say(A, post.ledger.token)
+    post.drain()
+    assert post.beat().missed == {B: 1}
+    assert post.inbox.is_close
 
 
 @pytest.mark.parametrize("seed", range(10))

@@ -18,6 +18,7 @@ import zmq
 
 from pytest_ipcluster.hearts.heart import Heart
 from pytest_ipcluster.hearts.process import MonitorProcess
+from pytest_ipcluster.hearts.verdicts import Pong
 from pytest_ipcluster.report.events import Event
 
 A, B = b"heart-a", b"heart-b"
@@ -95,6 +96,39 @@ def test_an_address_that_cannot_be_bound_is_raised_by_start(address: str) -> Non
     assert monitor.process.returncode == 0
 
 
+def test_hearts_are_allowed_and_muted_there_as_here(start: Start, start_engine: StartEngine) -> None:
+    monitor = start(allowed=[A])
+    start_engine(monitor, B)
+    start_engine(monitor, A)
+    monitor.wait_for_heart(A)
+    while not monitor.monitor.ledger.tally[Pong.STRANGER]:
+        beats_from_now(monitor, 1)
+    assert {event.heart for event in monitor.events.since()} == {A}
+    monitor.call(monitor.monitor.allow, B)
+    monitor.wait_for_heart(B)
+    mark = len(monitor.events)
+    monitor.call(monitor.monitor.mute, B)
+    wait_for(monitor, "failed", B, since=mark)
+    beats_from_now(monitor, 1)
+    assert monitor.monitor.ledger.tally[Pong.MUTED] > 0
+    monitor.call(monitor.monitor.unmute, B)
+    wait_for(monitor, "returned", B, since=mark)
+    told = [event.kind for event in monitor.events.since(mark) if event.heart == B]
+    assert told == ["muted", "missed", "missed", "missed", "failed", "unmuted", "returned"]
+
+
+def test_muted_heart_whose_process_dies_is_failed_by_its_broken_connection(
+    start: Start, start_engine: StartEngine
+) -> None:
+    engines = {}
+    monitor = start(gone=lambda heart: engines[heart].poll() is not None, misses=1_000_000)
+    engines[A] = start_engine(monitor, A)
+    monitor.wait_for_heart(A)
+    monitor.call(monitor.monitor.mute, A)
+    engines[A].kill()
+    assert wait_for(monitor, "failed", A).detail.startswith("its connection broke and its process is gone")
+
+
 def test_it_can_ask_nobody_whom_to_accept() -> None:
     with pytest.raises(TypeError, match="accept"):
         MonitorProcess(accept=bool)
@@ -117,6 +151,7 @@ def test_signals_that_are_meant_for_pytest_do_not_end_it(start: Start, signum: i
 def test_it_ends_when_the_one_who_has_started_it_is_killed() -> None:
     program = """
 from pytest_ipcluster.hearts.process import MonitorProcess
+from pytest_ipcluster.hearts.verdicts import Pong
 monitor = MonitorProcess()
 monitor.start()
 print(monitor.process.pid, flush=True)

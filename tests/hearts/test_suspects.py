@@ -121,3 +121,28 @@ def test_verdict_that_raises_keeps_nobody_from_being_looked_at(inquiry: Inquiry)
         inquiry.suspect(A, forever(True))
     inquiry.suspect(b"heart-b", forever(True))
     assert inquiry.condemned == [b"heart-b"]
+
+
+def test_heart_that_is_suspected_over_and_over_is_looked_at_once_at_a_time(inquiry: Inquiry) -> None:
+    inquiry.suspects._working = True  # as if another was being looked at
+    for _ in range(1000):
+        inquiry.suspect(A, forever(False))
+    inquiry.suspects._work()
+    assert len(inquiry.looks) == 1
+    inquiry.go_on()
+    assert len(inquiry.looks) < 20
+
+
+def test_heart_that_is_suspected_again_is_looked_at_for_the_whole_time_again(inquiry: Inquiry) -> None:
+    inquiry.suspect(A, forever(False))
+    for _ in range(5):
+        inquiry.step()
+    again = inquiry.now
+    inquiry.suspect(A, forever(False))
+    inquiry.go_on()
+    times = [when for when, _ in inquiry.looks if when >= again][1:]
+    assert times[0] - again == 0
+    assert times[-1] - again > 0.1
+    pauses = [later - earlier for earlier, later in pairwise(times)]
+    assert pauses == sorted(pauses)
+    assert inquiry.suspects._suspicions == {}

@@ -424,3 +424,88 @@ def test_hearts_that_are_not_accepted_are_not_watched(start_monitor: Start, star
     start_heart(thread, A)
     thread.wait_for_heart(A)
     assert thread.monitor.hearts == {A}
+
+
+def test_hearts_that_are_not_allowed_are_counted_and_not_told_of(start_monitor: Start, start_heart: StartHeart) -> None:
+    thread = start_monitor(allowed=[A])
+    start_heart(thread, B)
+    start_heart(thread, A)
+    thread.wait_for_heart(A)
+    while not thread.monitor.ledger.tally[Pong.STRANGER]:
+        thread.call(lambda: None)
+    assert thread.monitor.hearts == {A}
+    assert {event.heart for event in thread.events.since()} == {A}
+
+
+def test_heart_that_is_allowed_later_is_watched_at_once_if_it_has_answered(
+    start_monitor: Start, start_heart: StartHeart
+) -> None:
+    thread = start_monitor(allowed=[])
+    start_heart(thread, A)
+    while not thread.monitor.ledger.tally[Pong.STRANGER]:
+        thread.call(lambda: None)
+    thread.call(setattr, thread.monitor, "period", 600_000.0)  # no beat is needed for it
+    thread.call(thread.monitor.allow, A)
+    assert kinds(thread.events, A) == ["new heart"]
+
+
+def test_allowed_heart_that_was_failed_returns_and_is_not_new(start_monitor: Start, start_heart: StartHeart) -> None:
+    thread = start_monitor(allowed=[A])
+    start_heart(thread, A)
+    thread.wait_for_heart(A)
+    mark = len(thread.events)
+    thread.call(thread.monitor.handle_heart_failure, A)
+    wait_for(thread.events, "returned", A, since=mark)
+    assert "new heart" not in kinds(thread.events, A, mark)
+
+
+# -- the gate
+
+
+def test_muted_heart_is_failed_though_its_process_lives_and_returns(
+    start_monitor: Start, start_engine: StartEngine
+) -> None:
+    engines: dict[bytes, subprocess.Popen[str]] = {}
+    thread, told = start_monitor(gone=lambda heart: engines[heart].poll() is not None), []
+    for kind in ("heart_failure", "heart_return"):
+        getattr(thread.monitor, f"add_{kind}_handler")(lambda heart, kind=kind: told.append((kind, heart)))
+    for heart in (A, B):
+        engines[heart] = start_engine(thread, heart)
+        thread.wait_for_heart(heart)
+    mark = len(thread.events)
+    thread.call(thread.monitor.mute, A)
+    wait_for(thread.events, "failed", A, since=mark)
+    assert kinds(thread.events, A, mark) == ["muted", "missed", "missed", "missed", "failed"]
+    assert thread.monitor.ledger.tally[Pong.MUTED] > 0
+    assert engines[A].poll() is None
+    mark = len(thread.events)
+    thread.call(thread.monitor.unmute, A)
+    wait_for(thread.events, "returned", A, since=mark)
+    assert kinds(thread.events, A, mark) == ["unmuted", "returned"]
+    assert told == [("heart_failure", A), ("heart_return", A)]
+    assert thread.monitor.hearts == {A, B}
+
+
+def test_muted_heart_whose_process_dies_is_failed_by_its_broken_connection(
+    start_monitor: Start, start_engine: StartEngine
+) -> None:
+    engines: dict[bytes, subprocess.Popen[str]] = {}
+    thread = start_monitor(gone=lambda heart: engines[heart].poll() is not None)
+    engines[A] = start_engine(thread, A)
+    thread.wait_for_heart(A)
+    thread.call(setattr, thread.monitor, "misses", 1_000_000)
+    thread.call(thread.monitor.mute, A)
+    engines[A].kill()
+    assert wait_for(thread.events, "failed", A).detail.startswith("its connection broke and its process is gone")
+
+
+def test_monitor_has_few_sockets_and_a_subscription_may_be_short_only(start_monitor: Start) -> None:
+    thread = start_monitor()
+    context = thread.monitor.pongstream.socket.context
+    assert context.get(zmq.MAX_SOCKETS) < 100
+    for stream, longest in ((thread.monitor.pingstream, 64), (thread.monitor.pongstream, 256)):
+        socket = stream.socket
+        assert thread.call(socket.getsockopt, zmq.MAXMSGSIZE) == longest
+        assert 0 < thread.call(socket.getsockopt, zmq.SNDHWM) <= 100
+        assert 0 < thread.call(socket.getsockopt, zmq.RCVHWM) <= 100
+        assert 0 < thread.call(socket.getsockopt, zmq.HANDSHAKE_IVL) <= 2000
