@@ -144,7 +144,7 @@ class Keeper:
     def _bring_up(self, cluster: BackgroundCluster) -> None:
         """Start the cluster and wait for its engines and their hearts, all within the start timeout."""
         cluster.bring_up(self._settings.start_timeout, retrying=self._retry)
-        cluster.slots.leaving = self._forget
+        cluster.slots.leaving, cluster.slots.arrived = self._forget, self._welcome
         self._maintained().wait_for_hearts()
         self.deaths.begin(cluster)
         if cluster.unforked:
@@ -244,6 +244,10 @@ class Keeper:
         if self._upkeep is None:
             raise ClusterError("no cluster is running")
         return self._upkeep
+
+    def _welcome(self, heart: bytes) -> None:
+        """Have the monitor watch the heart of a new engine, whoever asked for that, and strangers no more."""
+        self.hearts.call(self.hearts.monitor.allow, heart)
 
     def _forget(self, heart: bytes) -> None:
         """Have the monitor drop the heart of an engine that is ended on purpose, and nobody be blamed for its end."""

@@ -28,7 +28,7 @@ ARROWS = {
     "leakguard": {"keeper", "settings", "cluster", "report.leaks", "errors"},
     "settings": {"options", "launchers"},
     "options": {"launchers"},
-    "faults": {"hearts", "cluster", "report.events", "errors"},
+    "faults": {"hearts", "cluster", "network", "report.events", "errors"},
     "hearts": {"report.events", "errors"},
     "cluster": {"launchers", "network", "report.events", "errors"},
     "network": {"errors"},

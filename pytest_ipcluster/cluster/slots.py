@@ -59,7 +59,8 @@ class Slots:
 
     ``spares`` is how many engines are kept ready to replace others.
 
-    ``leaving`` is called with the heart of an engine that is about to be ended or replaced on purpose.
+    ``leaving`` is called with the heart of an engine that is about to be ended or replaced on purpose, ``arrived`` with
+    that of one that was started here.
     """
 
     def __init__(self, runtime: Runtime, arguments: Sequence[str] = (), spares: int = 0) -> None:
@@ -71,6 +72,7 @@ class Slots:
         self._starts = 0
         self._proven: set[str] = set()
         self.leaving: Callable[[bytes], object] = _ignore
+        self.arrived: Callable[[bytes], object] = _ignore
 
     def engines(self) -> tuple[Engine, ...]:
         """Return the engines by slot as they were last seen. From any thread."""
@@ -290,6 +292,8 @@ class Slots:
         self._engines = self._found(registered)
         if missing := wanted - self._engines.keys():
             raise RepairError(f"the engines in slots {sorted(missing)} registered without the plugin's agent")
+        for slot in slots:
+            self.arrived(self._engines[slot].heart)
 
     def _wait(
         self,

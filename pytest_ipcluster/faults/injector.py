@@ -16,9 +16,9 @@ from pytest_ipcluster.cluster.rollcall import Member
 from pytest_ipcluster.errors import FaultError
 from pytest_ipcluster.faults.kinds import EXITED, KILLED, MISSED, Fault, Kind
 from pytest_ipcluster.faults.moments import Running, wait_until_running
+from pytest_ipcluster.faults.network import NetworkFaults
 from pytest_ipcluster.faults.plan import Plan, Step, steps
 from pytest_ipcluster.faults.targets import Target, members_of, targets
-from pytest_ipcluster.faults.verdicts import Verdicts
 from pytest_ipcluster.hearts.crash import CRASH, WAYS, order_file
 
 if TYPE_CHECKING:
@@ -37,13 +37,13 @@ _GRACE = 1.0
 _FIRST_BEAT = 30.0
 
 #: Faults that act until they are taken back.
-_LASTING = ("pause",)
+_LASTING = ("pause", "mute", "isolate", "delay")
 
 #: What each way to crash looks like from outside: the signal, or None where the process exits.
 _CRASHES = {"exit": None, "segfault": "SIGSEGV", "abort": "SIGABRT", "oom": "SIGKILL"}
 
 
-class FaultInjector(Verdicts):
+class FaultInjector(NetworkFaults):
     """Injects faults into one cluster and records the heart failures that follow.
 
     Engines are hit by slot: a number from 0, several of them, or ``"one"``, ``"minority"``, ``"majority"`` (chosen with

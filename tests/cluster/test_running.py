@@ -274,6 +274,13 @@ def test_an_engine_on_its_way_out_is_told_to_whom_it_concerns(cluster, monkeypat
     assert told == [heart]
 
 
+def test_a_new_engine_is_told_to_whom_it_concerns(cluster, monkeypatch):
+    told = []
+    monkeypatch.setattr(cluster.slots, "arrived", told.append)
+    cluster.replace([1])
+    assert told == [cluster.engines[1].heart]
+
+
 def test_an_engine_that_dies_during_a_repair_ends_it_at_once(cluster, monkeypatch):
     start = cluster.slots._start
 

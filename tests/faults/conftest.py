@@ -35,6 +35,7 @@ class HeartsOnly:
 
     dropped: list[str] = field(default_factory=list)
     controller: psutil.Process | None = None
+    lanes: None = None
 
     def how_ended(self, process: psutil.Process, patience: float) -> int | None:
         return ended_with(process, Path("no logs"), Path("no output"), patience)

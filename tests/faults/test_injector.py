@@ -73,6 +73,41 @@ def test_after_an_expected_death_the_hub_has_dropped_the_engine(injector, cluste
     assert cluster.dropped == [cluster.engines[1].heart.decode()]  # the paused one is still registered
 
 
+def test_a_muted_engine_misses_heartbeats_and_works(injector, cluster, log):
+    with injector.expect(2, cause="missed heartbeats", within=SOON):
+        fault = injector.mute(2)
+    assert not is_paused(cluster.engines[2].process)
+    mark = len(log)
+    injector.unmute(2)
+    assert fault.undone_at is not None
+    assert log.wait_for(lambda event: event.kind == "returned" and event.heart == b"heart-2", SOON, since=mark)
+
+
+def test_a_muted_engine_is_heard_again_at_the_end_of_the_block(injector, log):
+    with injector.mute([0, 1]) as fault:
+        fault.wait_all(SOON)
+        mark = len(log)
+    for heart in (b"heart-0", b"heart-1"):
+        assert log.wait_for(lambda e, heart=heart: e.kind == "returned" and e.heart == heart, SOON, since=mark)
+
+
+def test_a_muted_engine_that_dies_has_died(injector):
+    injector.mute(1).wait(SOON)
+    injector.unmute(1)
+    with injector.mute(0):
+        failure = injector.kill(0).wait(SOON)
+    assert failure.cause == "killed"
+
+
+@pytest.mark.parametrize("name", ["isolate", "reset", "half_open", "cut", "heal"])
+def test_without_a_network_of_its_own_an_engine_cannot_be_cut_off(injector, name):
+    with pytest.raises(FaultError, match=r"no networks of their own: mark the test ipcluster\(network=True\)"):
+        getattr(injector, name)(0)
+    with pytest.raises(FaultError, match="no networks of their own"):
+        injector.delay(0, 0.1)
+    assert injector.faults == ()
+
+
 def test_several_engines_can_be_hit_at_once(injector):
     fault = injector.kill([0, 2])
     assert [failure.slot for failure in fault.wait_all(SOON)] == [0, 2]
