@@ -15,8 +15,7 @@ context and no event loop; what it does have, two kinds of descriptors, is close
 ``multiprocessing``'s forkserver is where the idea comes from; its own can't be used, because it runs functions, not
 programs, and keeps their exit codes to itself.
 
-An engine's nanny is forked by the engine while that has one thread, too: at its very start. It waits for what the
-engine tells nannies on their standard input, and ends silently when that ends without a word.
+An engine's nanny is forked by the engine while that has one thread, too: at its very start (see ``nannies``).
 """
 
 from __future__ import annotations
@@ -24,10 +23,8 @@ from __future__ import annotations
 import contextlib
 import gc
 import importlib
-import io
 import json
 import os
-import pickle
 import runpy
 import selectors
 import signal
@@ -36,7 +33,9 @@ import sys
 import threading
 import time
 from collections.abc import Iterable
-from typing import Any, NoReturn
+from typing import Any
+
+from pytest_ipcluster.cluster.nannies import PreparedNanny, flush_output
 
 #: What can be forked.
 ENGINE, CONTROLLER = MODULES = ("ipyparallel.engine", "ipyparallel.controller")
@@ -124,7 +123,7 @@ class Forkserver:
             self._warmth.finish()
         if reason := unfit():
             sys.exit(reason)
-        _flush()
+        flush_output()
         pid = os.fork()
         if pid == 0:
             self._close_all()
@@ -242,6 +241,7 @@ def become(order: dict[str, Any], warmth: Warmth) -> None:
     _forget_randomness()
     if not sys.flags.safe_path:
         sys.path[0] = os.getcwd()
+    _unload([PreparedNanny.__module__])  # which is ours alone
     if order["run"] == ENGINE:
         os.environ.update(warmth.variables)
         _unload(warmth.surplus)
@@ -278,13 +278,6 @@ def _unload(names: Iterable[str]) -> None:
             delattr(sys.modules[package], module)
 
 
-def _flush() -> None:
-    """Write what is in the buffers, which each fork would write again."""
-    for stream in (sys.stdout, sys.stderr):
-        if not stream.closed:
-            stream.flush()
-
-
 def _hold_at(pipe: str) -> None:
     """Have the engine wait at this pipe, when it has read all its files, for the id that it is to have."""
     from ipyparallel.engine import app
@@ -307,87 +300,6 @@ def _hold_at(pipe: str) -> None:
         start(engine)
 
     app.IPEngine.start = start_later
-
-
-class PreparedNanny:
-    """The nanny of the engine that this process is going to be, forked while the process has one thread.
-
-    For the engine it is what the Popen object of a nanny is: ``pid``, ``stdin`` and ``stdout``.
-    """
-
-    def __init__(self) -> None:
-        told, tell = os.pipe()
-        hear, say = os.pipe()
-        _flush()
-        self.pid = os.fork()
-        if self.pid == 0:
-            os.close(tell)
-            os.close(hear)
-            _be_nanny(told, say)
-        os.close(told)
-        os.close(say)
-        self.stdin = os.fdopen(tell, "wb")
-        self.stdout = os.fdopen(hear, "rb")
-
-    def offer(self) -> None:
-        """Have the engine take this nanny instead of starting one; one that wants none sends it away."""
-        from ipyparallel.engine import app
-
-        start = app.IPEngine.start
-
-        def start_without(engine: Any) -> None:
-            if not engine.enable_nanny:
-                self.dismiss()
-            start(engine)
-
-        app.start_nanny = self.engage
-        app.IPEngine.start = start_without
-
-    def engage(self, **told: Any) -> tuple[str, PreparedNanny]:
-        """Do what ``ipyparallel.engine.nanny.start_nanny`` does, and return what it returns."""
-        self.stdin.write(pickle.dumps({**told, "pid": os.getpid()}))
-        self.stdin.close()
-        url = self.stdout.readline().decode().strip()
-        if not url:
-            os.kill(self.pid, signal.SIGTERM)
-            raise RuntimeError("nanny failed")
-        return url, self
-
-    def dismiss(self) -> None:
-        """Let it go: nobody needs it."""
-        self.stdin.close()
-        self.stdout.close()
-        os.waitpid(self.pid, 0)
-
-
-def _be_nanny(told: int, say: int) -> NoReturn:
-    """Wait for what the engine tells its nanny, and be that. Ends the process."""
-    os.setsid()
-    os.environ["PYTHONUNBUFFERED"] = "1"
-    os.dup2(told, 0)
-    os.close(told)
-    code = 1
-    try:
-        with os.fdopen(0, "rb") as engine:
-            words = engine.read()
-        code = _nanny(words, say) if words else 0
-    except SystemExit as error:
-        code = error.code if isinstance(error.code, int) else 1
-    except BaseException:
-        sys.excepthook(*sys.exc_info())
-    finally:
-        _flush()
-        os._exit(code)
-
-
-def _nanny(words: bytes, say: int) -> int:
-    from ipyparallel.engine.nanny import KernelNanny
-
-    os.dup2(say, 1)
-    os.close(say)
-    sys.stdout = io.TextIOWrapper(os.fdopen(1, "wb"), line_buffering=True)
-    KernelNanny.main(**pickle.loads(words), pipe=sys.stdout)  # noqa: S301 - from the engine, as ever
-    return 0
 
 
 # -- the process -------------------------------------------------------------------------------------
