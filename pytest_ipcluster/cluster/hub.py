@@ -117,14 +117,14 @@ class Hub:
         _, reply = self._session.recv(self._requests, mode=0)
         return {int(number): uuid for number, uuid in reply["content"]["engines"].items()} if reply else None
 
-    def unassigned(self, timeout: float) -> int:
-        """Return how many load-balanced tasks wait for an engine; raise :class:`HubSilentError` after ``timeout`` s."""
-        return int(self._queues(timeout)["unassigned"])
+    def load(self, timeout: float) -> tuple[int, set[int]]:
+        """Return how many load-balanced tasks wait for an engine, and the ids of the engines that have tasks to do.
 
-    def working(self, timeout: float) -> set[int]:
-        """Return the engines that have tasks to do, by their ids; raise :class:`HubSilentError` after ``timeout`` s."""
-        queues = _by_engine(self._queues(timeout))
-        return {number for number, queue in queues.items() if queue["queue"] or queue["tasks"]}
+        Raises :class:`HubSilentError` after ``timeout`` seconds.
+        """
+        queues = self._queues(timeout)
+        working = {number for number, queue in _by_engine(queues).items() if queue["queue"] or queue["tasks"]}
+        return int(queues["unassigned"]), working
 
     def unfinished(self, timeout: float, *, direct: bool) -> Unfinished:
         """Return the tasks that have not come to an end, whoever submitted them; those of broadcasts are not known.

@@ -124,9 +124,12 @@ class Slots:
         free: their answers would wait for the end of that work.
         """
         new = {slot for slot in slots if registered[slot] not in self._proven}
-        if not new or hub.unassigned(_SOON):
+        if not new:
             return
-        idle = {slot: registered[slot] for slot in new - hub.working(_SOON)}
+        unassigned, working = hub.load(_SOON)
+        if unassigned:
+            return
+        idle = {slot: registered[slot] for slot in new - working}
         if complaint := prove(hub.connection, idle, deadline, wakeup, check):
             raise error(complaint)
         self._proven |= set(idle.values())
@@ -246,7 +249,9 @@ class Slots:
         processes: set[psutil.Process] = set()
         for engine in leaving:
             self.leaving(engine.heart)
-            processes |= {p for p in (engine.nanny, engine.process) if p is not None} | descendants(engine.process)
+            processes |= {p for p in (engine.nanny, engine.process) if p is not None}
+            if engine.process.is_running():  # who is gone for good has no children, and they take a while to find
+                processes |= descendants(engine.process)
         for process in processes:
             send_signal(process, KILL)
         if left := wait_gone(processes, _SOON):

@@ -13,6 +13,7 @@ import pytest
 from clusters import kill, pids, until
 
 from pytest_ipcluster import ClusterError, RepairError
+from pytest_ipcluster.cluster import slots as slots_module
 from pytest_ipcluster.cluster.processes import MARK, children, send_signal
 
 
@@ -167,6 +168,15 @@ def test_an_engine_that_died_with_its_nanny_is_replaced(cluster):
     kill(engine.nanny, engine.process)
     cluster.restore()
     assert [engine.pid for engine in cluster.engines] == pids(cluster)
+
+
+def test_nobody_looks_for_children_of_an_engine_that_is_gone(cluster, monkeypatch):
+    engine, asked = cluster.engines[0], []
+    kill(engine.process)
+    until(lambda: not engine.process.is_running())
+    monkeypatch.setattr(slots_module, "descendants", lambda root: set(asked.append(root) or ()))
+    cluster.restore()
+    assert asked == []
 
 
 def test_an_engine_whose_nanny_is_paused_is_replaced(cluster):
