@@ -129,6 +129,12 @@ def test_a_fresh_interpreter_with_the_plugin_has_nothing_heavy_in_it():
     assert {name.split(".")[0] for name in loaded} & HEAVY == set()
 
 
+def test_a_run_that_wants_no_cluster_loads_the_hall_and_no_other_room():
+    loaded = fresh("import sys, pytest, pytest_ipcluster.plugin; print(*sys.modules)").split()
+    found = {name.removeprefix("pytest_ipcluster.") for name in loaded if name.startswith("pytest_ipcluster.")}
+    assert found == {"fixtures", "launchers", "options", "plugin", "settings", "stash"}
+
+
 def test_what_runs_on_engines_runs_where_pytest_is_not():
     code = "import sys; sys.modules['pytest'] = sys.modules['_pytest'] = None\n"
     assert (
