@@ -35,6 +35,7 @@ import time
 from collections.abc import Iterable
 from typing import Any
 
+from pytest_ipcluster.cluster.firstpong import listen_while_registering
 from pytest_ipcluster.cluster.nannies import PreparedNanny, flush_output
 
 #: What can be forked.
@@ -241,11 +242,12 @@ def become(order: dict[str, Any], warmth: Warmth) -> None:
     _forget_randomness()
     if not sys.flags.safe_path:
         sys.path[0] = os.getcwd()
-    _unload([PreparedNanny.__module__])  # which is ours alone
+    _unload([PreparedNanny.__module__, listen_while_registering.__module__])  # which are ours alone
     if order["run"] == ENGINE:
         os.environ.update(warmth.variables)
         _unload(warmth.surplus)
         PreparedNanny().offer()
+        listen_while_registering()
         if hold := order.get("hold"):
             _hold_at(hold)
     sys.argv = ["", *order["arguments"]]
