@@ -8,6 +8,7 @@ import socket
 import subprocess
 import sys
 import threading
+import time
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
@@ -270,7 +271,10 @@ class TestProcesses:
         command = [sys.executable, "-c", "import time; time.sleep(600)  # the sleeper"]
         child = stack.enter_context(subprocess.Popen(command))
         stack.callback(child.kill)
-        return psutil.Process(child.pid)
+        process = psutil.Process(child.pid)
+        while not process.cmdline():  # on a busy machine Popen returns a moment before the command line is there
+            time.sleep(0.001)
+        return process
 
     def test_one_is_told_with_pid_command_parent_and_age(self, sleeper):
         leak = process_leak(sleeper, {os.getpid(): "engine 1"})
