@@ -24,6 +24,7 @@ if TYPE_CHECKING:
         UnexpectedDeathError,
     )
     from pytest_ipcluster.hearts.heart import Heart
+    from pytest_ipcluster.hearts.keys import HeartKeys, MonitorKeys
     from pytest_ipcluster.hearts.monitor import HeartMonitor
     from pytest_ipcluster.hearts.process import MonitorProcess
     from pytest_ipcluster.hearts.thread import MonitorThread
@@ -39,9 +40,11 @@ __all__ = [
     "EngineSetup",
     "FaultError",
     "Heart",
+    "HeartKeys",
     "HeartMonitor",
     "IpclusterLeakWarning",
     "LeakError",
+    "MonitorKeys",
     "MonitorProcess",
     "MonitorThread",
     "RepairError",
@@ -59,9 +62,11 @@ _HOMES = {
     "EngineSetup": "pytest_ipcluster.cluster.profile",
     "FaultError": "pytest_ipcluster.errors",
     "Heart": "pytest_ipcluster.hearts.heart",
+    "HeartKeys": "pytest_ipcluster.hearts.keys",
     "HeartMonitor": "pytest_ipcluster.hearts.monitor",
     "IpclusterLeakWarning": "pytest_ipcluster.errors",
     "LeakError": "pytest_ipcluster.errors",
+    "MonitorKeys": "pytest_ipcluster.hearts.keys",
     "MonitorProcess": "pytest_ipcluster.hearts.process",
     "MonitorThread": "pytest_ipcluster.hearts.thread",
     "RepairError": "pytest_ipcluster.errors",

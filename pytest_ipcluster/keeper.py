@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from pytest_ipcluster.cluster.background import BackgroundCluster
     from pytest_ipcluster.cluster.profile import RunFolder
     from pytest_ipcluster.deathwatch import DeathWatch
+    from pytest_ipcluster.hearts.keys import MonitorKeys
     from pytest_ipcluster.hearts.thread import MonitorThread
 
 #: From so many hearts on a thread beside a test that computes is late for its beats.
@@ -119,7 +120,7 @@ class Keeper:
         for limit in [*self._folder.limits, *launcher_limits(shape.engines, self._folder.forkserver)]:
             self.events.add("limited", detail=limit)
         try:
-            hearts = self._listen(*self._folder.heart_urls(), n=shape.n)
+            hearts = self._listen(self._folder, n=shape.n)
             self._cluster = BackgroundCluster(
                 folder=self._folder,
                 n=shape.n,
@@ -129,7 +130,12 @@ class Keeper:
                 extra_args=list(shape.extra_args),
                 network=shape.network,
                 cluster_config=config,
-                engine_setup=EngineSetup(hearts.ping_url, hearts.pong_url, self._importable),
+                engine_setup=EngineSetup(
+                    hearts.ping_url,
+                    hearts.pong_url,
+                    self._importable,
+                    str(self._folder.key_file) if self._folder.key_file.exists() else "",
+                ),
                 spares=self._settings.spares,
                 silent=True,
             )
@@ -156,10 +162,11 @@ class Keeper:
         for heart in self.hearts.call(lambda: list(self.hearts.monitor.hearts)):
             self._forget(heart)
 
-    def _listen(self, ping: str, pong: str, *, n: int) -> MonitorThread:
+    def _listen(self, folder: RunFolder, *, n: int) -> MonitorThread:
         from pytest_ipcluster.hearts.process import MonitorProcess
         from pytest_ipcluster.hearts.thread import MonitorThread
 
+        ping, pong = folder.heart_urls()
         apart = self._settings.monitor == "process" or (self._settings.monitor == "auto" and n >= _MANY_HEARTS)
         self._hearts = (MonitorProcess if apart and os.name == "posix" else MonitorThread)(
             ping,
@@ -169,9 +176,23 @@ class Keeper:
             events=self.events,
             allowed=(),  # engines are, as soon as they are known
             gone=self._is_gone,
+            keys=self._make_keys(folder) if ping.startswith("tcp:") else None,
         )
         self._hearts.start()
         return self._hearts
+
+    def _make_keys(self, folder: RunFolder) -> MonitorKeys | None:
+        """Keep others from sockets that are not in the folder: what engines need for that goes to a file in it."""
+        import zmq
+
+        from pytest_ipcluster.hearts.keys import MonitorKeys
+
+        if not zmq.has("curve"):
+            self.events.add("limited", detail="libzmq has no CURVE: any user of this machine can talk to the monitor")
+            return None
+        keys = MonitorKeys.generate()
+        keys.hearts.write(folder.key_file)
+        return keys
 
     def _is_gone(self, heart: bytes) -> bool | None:
         """Tell the monitor, on its thread, whether the engine with this heart has ended; None for an unknown one."""

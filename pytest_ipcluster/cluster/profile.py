@@ -68,12 +68,14 @@ _EXTENSIONS = ("pytest_ipcluster.hearts.agent", "pytest_ipcluster.cluster.renewa
 class EngineSetup:
     """What every engine is told at its start: where to send its heartbeats, and which folders are importable there.
 
-    ``ping`` and ``pong`` are ZMQ addresses, or empty for an engine without a heart of ours.
+    ``ping`` and ``pong`` are ZMQ addresses, or empty for an engine without a heart of ours; ``key_file`` is the path of
+    the file with the keys that its heart needs, empty for none.
     """
 
     ping: str = ""
     pong: str = ""
     importable: tuple[str, ...] = ()
+    key_file: str = ""
 
 
 class RunFolder:
@@ -91,6 +93,7 @@ class RunFolder:
         self.ipython = self.path / "ipython"
         self.profile = self.ipython / "profile_default"
         self.cards = self.path / "cards"
+        self.key_file = self.path / "heart.keys"
         self.logs = self.path / "log"
         self.output = self.logs / "ipcluster.log"
         self.forkserver = self.path / "fork"
@@ -182,6 +185,7 @@ def _agent_lines(setup: EngineSetup, cards: Path) -> list[str]:
         *(f"c.IPKernelApp.extensions.append({name!r})" for name in _EXTENSIONS),
         f"c.HeartAgent.ping = {setup.ping!r}",
         f"c.HeartAgent.pong = {setup.pong!r}",
+        f"c.HeartAgent.key_file = {setup.key_file!r}",
         f"c.HeartAgent.cards = {str(cards)!r}",
         f"c.HeartAgent.importable = {list(setup.importable)!r}",
     ]

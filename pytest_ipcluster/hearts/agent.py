@@ -4,6 +4,8 @@ This is an IPython extension. It reads the section ``HeartAgent`` of the engine'
 
 ``ping``, ``pong``
     The two addresses of the heart monitor. Without both of them no heart is started.
+``key_file``
+    The file with the keys of the hearts, see :meth:`HeartKeys.write`, for a monitor that has some.
 ``cards``
     The folder that takes this engine's card, ``<ident>.json``, and the file that tells its task. Without it no card is
     written.
@@ -26,6 +28,7 @@ from typing import Any
 
 from pytest_ipcluster.hearts.crash import obey, order_file
 from pytest_ipcluster.hearts.heart import Heart
+from pytest_ipcluster.hearts.keys import HeartKeys
 from pytest_ipcluster.hearts.tasks import task_file, tell_tasks
 
 __all__ = ["load_ipython_extension", "unload_ipython_extension"]
@@ -40,7 +43,8 @@ def load_ipython_extension(ip: Any) -> None:
     settings = ip.config.HeartAgent
     _make_importable(settings.get("importable", ()))
     if settings.get("ping") and settings.get("pong"):
-        _start_heart(ip.kernel.ident, str(settings["ping"]), str(settings["pong"]))
+        keys = HeartKeys.read(Path(settings["key_file"])) if settings.get("key_file") else None
+        _start_heart(ip.kernel.ident, str(settings["ping"]), str(settings["pong"]), keys)
     if settings.get("cards"):
         cards = Path(settings["cards"])
         tell_tasks(ip.kernel, task_file(cards, ip.kernel.ident))
@@ -59,9 +63,9 @@ def _make_importable(folders: Iterable[str]) -> None:
     sys.path.extend(folder for folder in dict.fromkeys(map(str, folders)) if folder not in sys.path)
 
 
-def _start_heart(ident: str, ping: str, pong: str) -> None:
+def _start_heart(ident: str, ping: str, pong: str, keys: HeartKeys | None) -> None:
     if ident not in _beating:
-        _beating[ident] = Heart(ping, pong, heart_id=ident)
+        _beating[ident] = Heart(ping, pong, heart_id=ident, keys=keys)
         _beating[ident].start()
 
 

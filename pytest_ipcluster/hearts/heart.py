@@ -11,6 +11,8 @@ from threading import Thread
 import zmq
 from zmq.devices import ThreadDevice
 
+from pytest_ipcluster.hearts.keys import HeartKeys
+
 __all__ = ["Heart"]
 
 #: Pings, and bytes of them, that may queue up unanswered. An engine that was paused for long should not come back with
@@ -26,7 +28,8 @@ class Heart:
 
     The work is done by a zmq forwarder in a daemon thread of its own, outside the interpreter lock.
     ``heart_id`` is bytes, or text that is sent as UTF-8; without one the heart gets 16 random bytes. ``in_type``
-    and ``out_type`` are zmq socket types. Raises ValueError for an id that zmq cannot carry.
+    and ``out_type`` are zmq socket types. ``keys`` are for a monitor that has some. Raises ValueError for an id that
+    zmq cannot carry.
     """
 
     device: ThreadDevice | None = None
@@ -39,6 +42,8 @@ class Heart:
         in_type: int = zmq.SUB,
         out_type: int = zmq.DEALER,
         heart_id: bytes | str | None = None,
+        *,
+        keys: HeartKeys | None = None,
     ) -> None:
         self.id = _as_identity(heart_id)
         self._device = self.device = _HeartDevice(zmq.FORWARDER, in_type, out_type)
@@ -49,6 +54,9 @@ class Heart:
         if in_type == zmq.SUB:
             self._device.setsockopt_in(zmq.SUBSCRIBE, b"")
         self._device.connect_out(out_addr)
+        if keys is not None:
+            keys.apply(self._device.setsockopt_in)
+            keys.apply(self._device.setsockopt_out)
         self._device.setsockopt_out(zmq.LINGER, 0)
         self._device.setsockopt_out(zmq.IDENTITY, self.id)
 

@@ -152,7 +152,7 @@ class MonitorProcess(MonitorThread):
         stack.callback(lambda: remove_socket_files(self.ping_url, self.pong_url))
         connection = self._launch(stack)
         settings = {name: self._settings[name] for name in ("period", "misses", "allowed")}
-        connection.send({"ping": self.ping_url, "pong": self.pong_url, **settings})
+        connection.send({"ping": self.ping_url, "pong": self.pong_url, "keys": self._keys, **settings})
         if not connection.poll(_PATIENCE):
             raise TimeoutError(f"the process of the heart monitor did not listen within {_PATIENCE:g} s")
         said, *told = connection.recv()

@@ -14,6 +14,8 @@ from tornado.ioloop import IOLoop
 from zmq.eventloop.zmqstream import ZMQStream
 
 from pytest_ipcluster.hearts.direct import DirectMonitor
+from pytest_ipcluster.hearts.doorkeeper import Doorkeeper
+from pytest_ipcluster.hearts.keys import MonitorKeys
 from pytest_ipcluster.hearts.monitor import HeartMonitor
 from pytest_ipcluster.report.events import Event, EventLog
 
@@ -24,6 +26,8 @@ _Result = TypeVar("_Result")
 #: A pong is a routing id and a token; who sends more is no heart (bytes). A heart subscribes to everything, which takes
 #: one byte; what else one subscribes to we would have to remember. Its introduction has to fit in as well.
 _LONGEST_MESSAGE, _LONGEST_SUBSCRIPTION = 256, 64
+#: An introduction with keys: the longest one has 257 bytes, and what is said of the socket, with an id of 255 bytes.
+_LONGEST_INTRODUCTION = 1024
 #: That of libzmq's authentication. There is none, but with a domain it refuses what does not speak ZMTP 3. HTTP, for
 #: one, otherwise passes for ZMTP 1 and costs libzmq up to ten kilobytes a connection, for ever.
 _DOMAIN = b"ipcluster"
@@ -42,9 +46,10 @@ class MonitorThread:
 
     ``ping`` and ``pong`` are addresses to bind; ``ping_url`` and ``pong_url`` are what they became, which is
     what hearts connect to. ``period`` is in milliseconds; ``accept`` and ``allowed`` are as for :class:`HeartMonitor`.
-    ``gone`` is asked, on the monitor's thread, about a heart whose connection has broken: whether its process has
-    ended, or None if that cannot be told. A heart whose process has ended is failed at once, whatever the period is.
-    Everything the monitor sees is written to ``events``. Good for one start and one stop; every method may be
+    With ``keys`` only hearts that have them are let in, and nobody else can read what is sent. ``gone`` is asked, on
+    the monitor's thread, about a heart whose connection has broken: whether its process has ended, or None if that
+    cannot be told. A heart whose process has ended is failed at once, whatever the period is. Everything the monitor
+    sees is written to ``events``. Good for one start and one stop; every method may be
     called from any thread.
     """
 
@@ -59,6 +64,7 @@ class MonitorThread:
         accept: Callable[[bytes], bool] | None = None,
         allowed: Iterable[bytes] | None = None,
         gone: Callable[[bytes], bool | None] | None = None,
+        keys: MonitorKeys | None = None,
         name: str = "ipcluster-heart-monitor",
     ) -> None:
         self.ping_url = ping
@@ -71,6 +77,7 @@ class MonitorThread:
             "allowed": None if allowed is None else frozenset(allowed),
             "gone": gone,
         }
+        self._keys = keys
         self._thread = threading.Thread(target=self._run, name=name, daemon=True)
         self._announced = threading.Event()
         self._error: BaseException | None = None
@@ -184,8 +191,10 @@ class MonitorThread:
         loop = IOLoop(make_current=False)
         stack.callback(loop.close)
         stack.callback(self._refuse_calls)
-        ping, self.ping_url = bind(context.socket(zmq.PUB), self.ping_url)
-        pong, self.pong_url = bind(context.socket(zmq.ROUTER), self.pong_url)
+        if self._keys is not None:
+            stack.callback(Doorkeeper(context, self._keys, loop).close)
+        ping, self.ping_url = bind(context.socket(zmq.PUB), self.ping_url, self._keys)
+        pong, self.pong_url = bind(context.socket(zmq.ROUTER), self.pong_url, self._keys)
         streams = [ZMQStream(socket, loop) for socket in (ping, pong)]
         for stream in streams:
             stack.callback(stream.close, linger=0)
@@ -231,13 +240,17 @@ def make_context() -> zmq.Context[zmq.Socket[bytes]]:
     return context
 
 
-def bind(socket: zmq.Socket[bytes], url: str) -> tuple[zmq.Socket[bytes], str]:
+def bind(socket: zmq.Socket[bytes], url: str, keys: MonitorKeys | None = None) -> tuple[zmq.Socket[bytes], str]:
     """Bind a socket that strangers cannot make us pay for; return it with the address it really got."""
     socket.linger = 0
     socket.sndbuf = _BYTES_WAITING
     socket.sndhwm, socket.rcvhwm = _PINGS_WAITING, _PONGS_WAITING
     publishes = socket.type == zmq.PUB
-    socket.setsockopt(zmq.MAXMSGSIZE, _LONGEST_SUBSCRIPTION if publishes else _LONGEST_MESSAGE)
+    longest = _LONGEST_SUBSCRIPTION if publishes else _LONGEST_MESSAGE
+    if keys is not None:
+        keys.apply(socket)
+        longest = _LONGEST_INTRODUCTION
+    socket.setsockopt(zmq.MAXMSGSIZE, longest)
     socket.setsockopt(zmq.HANDSHAKE_IVL, _HANDSHAKE_LIMIT)
     socket.setsockopt(zmq.ZAP_DOMAIN, _DOMAIN)
     socket.bind(url)

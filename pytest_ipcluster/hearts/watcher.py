@@ -4,7 +4,8 @@ It watches hearts as :class:`MonitorThread` does, with the same ledger, and tell
 has found. Handlers are called there. It is told what to do by the same socket, both ways in messages of
 ``multiprocessing.connection``:
 
-``{"ping": address, "pong": address, "period": milliseconds, "misses": number, "allowed": hearts or None}``
+``{"ping": address, "pong": address, "period": milliseconds, "misses": number, "allowed": hearts or None,
+"keys": MonitorKeys or None}``
     The first message. The answer is ``("listening", ping, pong)``, or ``("failed", exception)``.
 ``("forget" | "admit" | "condemn" | "allow" | "mute" | "unmute", heart)``, ``("set", name, value)``
     What was done there with this heart, or set.
@@ -31,6 +32,8 @@ from tornado.ioloop import IOLoop
 from zmq.eventloop.zmqstream import ZMQStream
 
 from pytest_ipcluster.hearts.direct import DirectMonitor
+from pytest_ipcluster.hearts.doorkeeper import Doorkeeper
+from pytest_ipcluster.hearts.keys import MonitorKeys
 from pytest_ipcluster.hearts.thread import bind, make_context, remove_socket_files
 from pytest_ipcluster.hearts.verdicts import Beat
 
@@ -113,13 +116,17 @@ def main() -> None:
         watcher.loop.start()
 
 
-def _watcher(stack: ExitStack, connection: Connection, ping: str, pong: str, **settings: Any) -> Watcher:
+def _watcher(
+    stack: ExitStack, connection: Connection, ping: str, pong: str, keys: MonitorKeys | None, **settings: Any
+) -> Watcher:
     context = make_context()
     stack.callback(context.destroy, linger=0)
     loop = IOLoop(make_current=False)
     stack.callback(loop.close)
-    pings, ping = bind(context.socket(zmq.PUB), ping)
-    pongs, pong = bind(context.socket(zmq.ROUTER), pong)
+    if keys is not None:
+        stack.callback(Doorkeeper(context, keys, loop).close)
+    pings, ping = bind(context.socket(zmq.PUB), ping, keys)
+    pongs, pong = bind(context.socket(zmq.ROUTER), pong, keys)
     stack.callback(remove_socket_files, ping, pong)
     streams = [ZMQStream(socket, loop) for socket in (pings, pongs)]
     for stream in streams:

@@ -87,11 +87,12 @@ def test_the_hub_beats_fast_and_is_patient(folder):
 
 
 def test_engines_load_the_agent_with_its_settings(folder):
-    setup = EngineSetup("ipc://ping", "ipc://pong", ("/a", "/b"))
+    setup = EngineSetup("ipc://ping", "ipc://pong", ("/a", "/b"), "/keys")
     config = load(written(folder, setup=setup), "ipengine")
     assert config.IPKernelApp.extensions.get_value([]) == AT_START
     assert config.HeartAgent.ping == "ipc://ping"
     assert config.HeartAgent.pong == "ipc://pong"
+    assert config.HeartAgent.key_file == "/keys"
     assert config.HeartAgent.importable == ["/a", "/b"]
     assert config.HeartAgent.cards == str(folder.cards)
 

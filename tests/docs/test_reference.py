@@ -48,6 +48,8 @@ CLASSES = [
     HandlerError,
     Failure,
     MonitorThread,
+    pytest_ipcluster.MonitorKeys,
+    pytest_ipcluster.HeartKeys,
     RemoteFailure,
     ClusterStartError,
     UnexpectedDeathError,

@@ -184,7 +184,8 @@ print(sorted(name for name in sys.modules if name.startswith("pytest_ipcluster")
 def test_what_runs_in_engines_needs_pyzmq_only(module: str) -> None:
     done = run_python(ALONE.format(module=module))
     assert done.returncode == 0, done.stderr
-    needed = {"pytest_ipcluster", "pytest_ipcluster.hearts", "pytest_ipcluster.hearts.heart", module}
+    hearts = "pytest_ipcluster.hearts"
+    needed = {"pytest_ipcluster", hearts, f"{hearts}.heart", f"{hearts}.keys", module}
     assert done.stdout.strip() == str(sorted(needed))
 
 
