@@ -36,6 +36,7 @@ from pytest_ipcluster.cluster.runtime import Runtime
 from pytest_ipcluster.cluster.slots import Repair, Slots
 from pytest_ipcluster.errors import ClusterError, ClusterStartError
 from pytest_ipcluster.launchers import FORKSERVER, LOCAL, network_refusal
+from pytest_ipcluster.network.routes import connection_by_lane
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
@@ -404,14 +405,23 @@ class BackgroundCluster(SingletonConfigurable):
         """The path of the file with which clients connect: ``ipyparallel.Client(cluster.connection_file)``."""
         return str(self._running().files.client_file)
 
-    def client(self, **kwargs: Any) -> Client:
-        """Return a new ``ipyparallel.Client`` that is connected to this cluster; closing it is the caller's."""
+    def client(self, *, by_lane: bool = False, **kwargs: Any) -> Client:
+        """Return a new ``ipyparallel.Client`` that is connected to this cluster; closing it is the caller's.
+
+        With ``by_lane`` its network is the lane ``"client"``, and can be hurt. Raises ClusterError without ``network``.
+        """
         from ipyparallel import Client
 
         # A client asks for IPython's folder even when it needs nothing from there, and so creates the user's.
         if self.private:
             kwargs.setdefault("ipython_dir", str(self.folder.ipython))
-        return Client(self.connection_file, **kwargs)
+        return Client(self._connection_by_lane() if by_lane else self.connection_file, **kwargs)
+
+    def _connection_by_lane(self) -> dict[str, Any]:
+        connection = self._running().files.client_connection()
+        if self.lanes is None or connection is None:
+            raise ClusterError("clients have a lane in a cluster with network=True only")
+        return connection_by_lane(connection, self.lanes.client_ports())
 
 
 def _import_ahead() -> None:

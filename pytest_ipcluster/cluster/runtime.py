@@ -7,6 +7,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 
 import psutil
@@ -92,7 +93,9 @@ class Runtime:
         Raises ClusterError.
         """
         log = self.folder.logs / PROXY_LOG
-        self.lanes = Lanes(self.folder.path, self.files.engine_file, lambda command: self.spawn(command, log))
+        files = self.files
+        spawn = partial(self.spawn, output=log)
+        self.lanes = Lanes(self.folder.path, files.engine_file, files.client_file, spawn)
         self.lanes.open(range(n))
         return {ROUTES: str(self.lanes.routes)}
 

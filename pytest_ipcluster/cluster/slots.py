@@ -198,7 +198,7 @@ class Slots:
         lanes = self._runtime.lanes
         if lanes is None:
             return {}
-        hurt = [slot for slot in lanes.hurt if slot < n]
+        hurt = [slot for slot in lanes.hurt if isinstance(slot, int) and slot < n]
         lanes.heal_all()
         return dict.fromkeys(hurt, "the engine's network was hurt")
 

@@ -15,9 +15,12 @@ from pathlib import Path
 from typing import Any
 
 from pytest_ipcluster.errors import ClusterError
-from pytest_ipcluster.network.routes import CHANNELS
+from pytest_ipcluster.network.routes import CHANNELS, CLIENT_CHANNELS
 
-__all__ = ["CHANNEL_NAMES", "DIRECTIONS", "Lanes"]
+__all__ = ["CHANNEL_NAMES", "CLIENT", "DIRECTIONS", "Lanes"]
+
+#: The name of the lane that clients can have, in place of a slot.
+CLIENT = "client"
 
 #: The channels by the names that users know, with the listeners that belong to each.
 CHANNEL_NAMES: Mapping[str, tuple[str, ...]] = {
@@ -28,6 +31,7 @@ CHANNEL_NAMES: Mapping[str, tuple[str, ...]] = {
     "iopub": ("iopub",),
     "heartbeat": ("hb_ping", "hb_pong"),
     "broadcast": ("broadcast",),
+    "notification": ("notification",),
 }
 
 #: From the engine to the controller, and the other way.
@@ -43,35 +47,45 @@ _LONGEST_PATH = 100
 _LOOK_EVERY = 0.25
 
 
+#: A slot, or ``CLIENT``.
+Where = int | str
+
+#: A name of a channel, several of them, or None for all.
+Channels = str | Iterable[str] | None
+
+
 class Lanes:
-    """The lanes of one running cluster, one for each slot. Good for any thread.
+    """The lanes of one running cluster, one for each slot, and one for clients. Good for any thread.
 
     ``folder`` is a private one, for the socket by which the proxy is ordered about and for the file ``routes`` that
-    tells launchers the ports; ``connection_file`` the one with which engines connect; ``spawn`` starts a process. Every
-    order is given ``timeout`` seconds. Raises ClusterError when the proxy does not come, is gone, or doesn't answer.
+    tells launchers the ports; ``connection_file`` is the one with which engines connect, ``client_file`` that of
+    clients; ``spawn`` starts a process. Every order is given ``timeout`` seconds. Raises ClusterError when the proxy
+    does not come, is gone, or doesn't answer.
 
-    A fault stays until it is healed. ``channels`` is one of ``CHANNEL_NAMES`` or several, ``direction`` one of
-    ``"up"`` (from the engine to the controller) and ``"down"``; left out they mean all and both. A slot, a channel or
-    a direction that does not exist is a ValueError. Durations are seconds.
+    A fault stays until it is healed. A ``slot`` can also be ``"client"``, once that lane is in use. ``channels`` is one
+    of ``CHANNEL_NAMES`` or several, ``direction`` one of ``"up"`` (from the engine or the client to the controller) and
+    ``"down"``; left out they mean all and both. A slot, a channel or a direction that does not exist is a ValueError.
+    Durations are seconds.
     """
 
     def __init__(
         self,
         folder: Path,
         connection_file: Path,
+        client_file: Path,
         spawn: Callable[[Sequence[str]], subprocess.Popen[bytes]],
         timeout: float = _ANSWERS_WITHIN,
     ) -> None:
         self.routes = folder / "lanes.json"
         #: By which Unix socket the proxy is ordered about.
         self.socket = folder / "lanes"
-        self._file = connection_file
+        self._files = (connection_file, client_file)
         self._timeout = timeout
         self._lock = threading.RLock()
         self._number = 0
-        self._ports: dict[int, dict[str, int]] = {}
-        self._hurt: set[int] = set()
-        self._suspects: set[int] = set()
+        self._ports: dict[Where, dict[str, int]] = {}
+        self._hurt: set[Where] = set()
+        self._suspects: set[Where] = set()
         with _listener(self.socket) as listener:
             #: The Popen object of the proxy.
             self.process = spawn([sys.executable, "-m", "pytest_ipcluster.network.proxy", str(self.socket)])
@@ -84,11 +98,20 @@ class Lanes:
         """Open the lanes of these slots, where that has not been done, and write down their ports in ``routes``."""
         with self._lock:
             for slot in set(slots) - self._ports.keys():
-                order = {"lane": str(slot), "channels": CHANNELS, "file": str(self._file), "leaf": slot}
-                self._ports[slot] = self._order("open", **order)
+                self._open(slot, CHANNELS, self._files[0], leaf=slot)
             unwritten = self.routes.with_suffix(".new")
             unwritten.write_text(json.dumps(self._ports), encoding="utf-8")
             unwritten.replace(self.routes)
+
+    def _open(self, name: Where, channels: Sequence[str], file: Path, leaf: int) -> None:
+        self._ports[name] = self._order("open", lane=str(name), channels=channels, file=str(file), leaf=leaf)
+
+    def client_ports(self) -> dict[str, int]:
+        """Return the ports of the clients' lane, which is opened if need be."""
+        with self._lock:
+            if CLIENT not in self._ports:
+                self._open(CLIENT, CLIENT_CHANNELS, self._files[1], leaf=0)
+            return dict(self._ports[CLIENT])
 
     def ports(self, slot: int) -> dict[str, int]:
         """Return the ports of this slot's lane, which is opened if need be."""
@@ -98,12 +121,12 @@ class Lanes:
     @property
     def slots(self) -> tuple[int, ...]:
         """The slots that have a lane."""
-        return tuple(sorted(self._ports))
+        return tuple(sorted(slot for slot in self._ports if isinstance(slot, int)))
 
     @property
-    def hurt(self) -> tuple[int, ...]:
-        """The slots whose lanes have been hurt and not been healed as a whole since."""
-        return tuple(sorted(self._hurt))
+    def hurt(self) -> tuple[Where, ...]:
+        """The slots whose lanes have been hurt and not been healed as a whole since; ``"client"`` comes last."""
+        return tuple(sorted(self._hurt, key=lambda slot: (isinstance(slot, str), slot)))
 
     @property
     def broken(self) -> tuple[int, ...]:
@@ -118,7 +141,7 @@ class Lanes:
         lost = (one[way][what] for one in counts for way in DIRECTIONS for what in ("cuts", "discarded"))
         return any(one["resets"] for one in counts) or any(lost)
 
-    def state(self, slot: int) -> dict[str, dict[str, Any]]:
+    def state(self, slot: Where) -> dict[str, dict[str, Any]]:
         """Return the counts of each listener of the lane since the engine came that uses it.
 
         Connections: ``accepted``, ``resets`` made here, and how many are ``open`` and ``half_open`` now. For ``"up"``
@@ -128,7 +151,7 @@ class Lanes:
 
     # -- faults ------------------------------------------------------------------------------------
 
-    def freeze(self, slot: int, *, channels: str | Iterable[str] | None = None, direction: str | None = None) -> None:
+    def freeze(self, slot: Where, *, channels: Channels = None, direction: str | None = None) -> None:
         """Carry nothing any more, and lose nothing: what was on its way arrives after the healing.
 
         With both directions frozen nobody can connect either.
@@ -137,11 +160,11 @@ class Lanes:
 
     def delay(
         self,
-        slot: int,
+        slot: Where,
         seconds: float,
         jitter: float = 0.0,
         *,
-        channels: str | Iterable[str] | None = None,
+        channels: Channels = None,
         direction: str | None = None,
         seed: int = 0,
     ) -> None:
@@ -155,30 +178,18 @@ class Lanes:
         self._change(slot, channels, direction, delay=seconds, jitter=jitter, seed=told)
 
     def rate(
-        self,
-        slot: int,
-        bytes_per_second: float,
-        *,
-        channels: str | Iterable[str] | None = None,
-        direction: str | None = None,
+        self, slot: Where, bytes_per_second: float, *, channels: Channels = None, direction: str | None = None
     ) -> None:
         """Carry at most so many bytes a second, on each connection and in each direction."""
         if not bytes_per_second > 0:
             raise ValueError(f"rate {bytes_per_second!r}: expected more than 0 bytes per second")
         self._change(slot, channels, direction, rate=bytes_per_second)
 
-    def discard(self, slot: int, *, channels: str | Iterable[str] | None = None, direction: str | None = None) -> None:
+    def discard(self, slot: Where, *, channels: Channels = None, direction: str | None = None) -> None:
         """Throw away whatever comes. No network does this: what follows after the healing makes no sense to anybody."""
         self._change(slot, channels, direction, discarding=True)
 
-    def cut(
-        self,
-        slot: int,
-        after: int = 0,
-        *,
-        channels: str | Iterable[str] | None = None,
-        direction: str | None = None,
-    ) -> None:
+    def cut(self, slot: Where, after: int = 0, *, channels: Channels = None, direction: str | None = None) -> None:
         """Carry exactly ``after`` more bytes on each channel in each direction, then break that connection, once.
 
         With 0 the next byte breaks it and does not arrive. The receiver sees an end, the sender a reset.
@@ -187,27 +198,25 @@ class Lanes:
             raise ValueError(f"cut after {after!r}: expected a number of bytes, 0 or more")
         self._change(slot, channels, direction, left=after)
 
-    def reset(self, slot: int, *, channels: str | Iterable[str] | None = None, direction: str | None = None) -> int:
+    def reset(self, slot: Where, *, channels: Channels = None, direction: str | None = None) -> int:
         """Break the connections that there are, with a reset to both ends; return how many there were.
 
         New ones can be made at once. With a ``direction`` it is the same as ``half_open``.
         """
         return self._break(slot, channels, DIRECTIONS if direction is None else [_direction(direction)])
 
-    def half_open(
-        self, slot: int, *, channels: str | Iterable[str] | None = None, direction: str | None = "down"
-    ) -> int:
+    def half_open(self, slot: Where, *, channels: Channels = None, direction: str | None = "down") -> int:
         """Break connections for one end only, the engine (``"down"``) or the controller (``"up"``); return how many.
 
         To the other end each is as alive as before, and what it sends there is lost. ``heal`` ends these for good.
         """
         return self._break(slot, channels, [_direction("down" if direction is None else direction)])
 
-    def refuse(self, slot: int, *, channels: str | Iterable[str] | None = None) -> None:
+    def refuse(self, slot: Where, *, channels: Channels = None) -> None:
         """Take no new connections; those that there are stay."""
         self._hurt_by("refuse", slot, channels)
 
-    def heal(self, slot: int, *, channels: str | Iterable[str] | None = None, direction: str | None = None) -> None:
+    def heal(self, slot: Where, *, channels: Channels = None, direction: str | None = None) -> None:
         """Undo every fault. What is lost stays lost, and an engine that the hub has dropped stays dropped.
 
         With a ``direction`` only what is done to the bytes that go there.
@@ -221,32 +230,46 @@ class Lanes:
         for slot in self.hurt:
             self.heal(slot)
 
-    def clear(self, slot: int) -> None:
+    def clear(self, slot: Where) -> None:
         """Drop all connections of the lane with everything in them, and heal it: for an engine that is no more."""
         if slot in self._ports:
             self._ask("clear", slot, None)
             self._hurt.discard(slot)
             self._suspects.discard(slot)
 
-    def _change(self, slot: int, channels: str | Iterable[str] | None, direction: str | None, **rule: object) -> None:
+    def _change(self, slot: Where, channels: Channels, direction: str | None, **rule: object) -> None:
         self._hurt_by("change", slot, channels, directions=_directions(direction), rule=rule)
 
-    def _break(self, slot: int, channels: str | Iterable[str] | None, directions: Sequence[str]) -> int:
+    def _break(self, slot: Where, channels: Channels, directions: Sequence[str]) -> int:
         return int(self._hurt_by("reset", slot, channels, directions=directions))
 
-    def _hurt_by(self, what: str, slot: int, channels: str | Iterable[str] | None, **more: object) -> Any:
-        lane, listeners = self._lane(slot), _listeners(channels)
+    def _hurt_by(self, what: str, slot: Where, channels: Channels, **more: object) -> Any:
+        lane, listeners = self._lane(slot), self._listeners(slot, channels)
         self._hurt.add(slot)  # also when the answer does not come
         self._suspects.add(slot)
         return self._order(what, lane=lane, channels=listeners, **more)
 
-    def _ask(self, what: str, slot: int, channels: str | Iterable[str] | None, **more: object) -> Any:
-        return self._order(what, lane=self._lane(slot), channels=_listeners(channels), **more)
+    def _ask(self, what: str, slot: Where, channels: Channels, **more: object) -> Any:
+        return self._order(what, lane=self._lane(slot), channels=self._listeners(slot, channels), **more)
 
-    def _lane(self, slot: int) -> str:
+    def _lane(self, slot: Where) -> str:
         if isinstance(slot, bool) or slot not in self._ports:
-            raise ValueError(f"slot {slot!r}: expected one of {', '.join(map(str, self.slots))}")
+            raise ValueError(f"slot {slot!r}: expected one of {', '.join(map(repr, self._ports))}")
         return str(slot)
+
+    def _listeners(self, slot: Where, channels: Channels) -> list[str]:
+        """Return the listeners of these channels; all that the lane has for None."""
+        ports = self._ports[slot]
+        if channels is None:
+            return list(ports)
+        names = [channels] if isinstance(channels, str) else list(channels)
+        known = [name for name, listeners in CHANNEL_NAMES.items() if set(listeners) <= ports.keys()]
+        for name in names:
+            if name not in known:
+                raise ValueError(f"channel {name!r}: expected one or several of {', '.join(map(repr, known))}")
+        if not names:
+            raise ValueError("channels: expected at least one")
+        return [listener for name in dict.fromkeys(names) for listener in CHANNEL_NAMES[name]]
 
     # -- the wire ----------------------------------------------------------------------------------
 
@@ -306,19 +329,6 @@ def _accepted(listener: socket.socket, process: subprocess.Popen[bytes], timeout
         if process.poll() is not None:
             raise ClusterError(f"the lanes' proxy has ended with code {process.returncode} instead of coming up")
     raise ClusterError(f"the lanes' proxy (pid {process.pid}) has not come up within {timeout:g} s")
-
-
-def _listeners(channels: str | Iterable[str] | None) -> list[str]:
-    """Return the listeners of these channels."""
-    if channels is None:
-        return list(CHANNELS)
-    names = [channels] if isinstance(channels, str) else list(channels)
-    for name in names:
-        if name not in CHANNEL_NAMES:
-            raise ValueError(f"channel {name!r}: expected one or several of {', '.join(map(repr, CHANNEL_NAMES))}")
-    if not names:
-        raise ValueError("channels: expected at least one")
-    return [listener for name in dict.fromkeys(names) for listener in CHANNEL_NAMES[name]]
 
 
 def _directions(direction: str | None) -> list[str]:

@@ -11,7 +11,15 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-__all__ = ["CHANNELS", "CONNECTION", "ROUTES", "connection_by_lane", "environment_by_lane", "lane_of"]
+__all__ = [
+    "CHANNELS",
+    "CLIENT_CHANNELS",
+    "CONNECTION",
+    "ROUTES",
+    "connection_by_lane",
+    "environment_by_lane",
+    "lane_of",
+]
 
 #: The environment variable that tells ipcluster's launchers which file has the ports of all lanes, by slot.
 ROUTES = "PYTEST_IPCLUSTER_LANES"
@@ -21,6 +29,10 @@ CONNECTION = "IPP_CONNECTION_INFO"
 
 #: What a lane has a listener for: the controller's own words for its ports.
 CHANNELS = ("registration", "control", "mux", "task", "iopub", "hb_ping", "hb_pong", "broadcast")
+
+
+#: The same for the lane of clients.
+CLIENT_CHANNELS = ("registration", "control", "mux", "task", "iopub", "notification", "broadcast")
 
 
 def lane_of(identifier: str) -> dict[str, int] | None:
@@ -33,9 +45,9 @@ def lane_of(identifier: str) -> dict[str, int] | None:
 
 
 def connection_by_lane(connection: Mapping[str, Any], lane: Mapping[str, int]) -> dict[str, Any]:
-    """Return an engine's connection information with the lane's ports in place of the controller's.
+    """Return what an engine or a client connects with, the lane's ports in place of the controller's.
 
-    The engine chooses one of several ports for broadcasts by its id. All of them are the same here: the lane knows
+    An engine chooses one of several ports for broadcasts by its id. All of them are the same here: the lane knows
     which one it stands for.
     """
     ports: dict[str, Any] = {name: port for name, port in lane.items() if name in connection}

@@ -29,7 +29,7 @@ class Network:
         for target in self.targets.values():
             target.settimeout(SOON)
         self.opened: list[socket.socket] = []
-        self.lanes = Lanes(folder, self.file, self._spawn)
+        self.lanes = Lanes(folder, self.file, self.file, self._spawn)
 
     def _spawn(self, command: Sequence[str]) -> subprocess.Popen[bytes]:
         with (self.folder / "log").open("wb") as log:

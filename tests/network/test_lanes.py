@@ -13,7 +13,7 @@ import pytest
 
 from pytest_ipcluster.errors import ClusterError
 from pytest_ipcluster.network.lanes import Lanes
-from pytest_ipcluster.network.routes import CHANNELS, ROUTES, connection_by_lane, environment_by_lane
+from pytest_ipcluster.network.routes import CHANNELS, CLIENT_CHANNELS, ROUTES, connection_by_lane, environment_by_lane
 
 
 def test_ports_are_written_down_for_launchers(network):
@@ -53,6 +53,28 @@ def test_what_does_not_exist_is_refused(network, ask, told):
     with pytest.raises(ValueError, match=f"^{told}"):
         ask(network.lanes)
     assert network.lanes.hurt == ()
+
+
+class TestTheClientsLane:
+    def test_is_there_when_it_is_wanted(self, network):
+        with pytest.raises(ValueError, match=r"^slot 'client': expected one of 0, 1$"):
+            network.lanes.freeze("client")
+        ports = network.lanes.client_ports()
+        assert ports == network.lanes.client_ports()
+        assert set(ports) == set(CLIENT_CHANNELS)
+        network.lanes.freeze("client", channels=["mux", "notification"])
+        network.lanes.reset(1)
+        assert network.lanes.hurt == (1, "client")
+        assert network.lanes.slots == (0, 1)
+        network.lanes.heal_all()
+        assert network.lanes.hurt == ()
+
+    def test_has_channels_of_its_own(self, network):
+        network.lanes.client_ports()
+        with pytest.raises(ValueError, match="channel 'heartbeat': expected one or several of 'registration', "):
+            network.lanes.freeze("client", channels="heartbeat")
+        with pytest.raises(ValueError, match="channel 'notification': expected one or several of 'registration', "):
+            network.lanes.freeze(0, channels="notification")
 
 
 def test_what_was_hurt_is_known_until_it_is_healed(network):
@@ -145,7 +167,7 @@ def spawned(code: str):
 def test_a_proxy_that_ends_instead_of_coming_is_told(tmp_path_factory):
     folder = tmp_path_factory.mktemp("l")
     with pytest.raises(ClusterError, match="the lanes' proxy has ended with code 3 instead of coming up"):
-        Lanes(folder, folder / "engine.json", spawned("raise SystemExit(3)"))
+        Lanes(folder, folder / "engine.json", folder / "client.json", spawned("raise SystemExit(3)"))
 
 
 def test_a_proxy_that_does_not_come_is_told(tmp_path_factory):
@@ -156,7 +178,7 @@ def test_a_proxy_that_does_not_come_is_told(tmp_path_factory):
         return children[0]
 
     with pytest.raises(ClusterError, match=r"the lanes' proxy \(pid \d+\) has not come up within 0.3 s"):
-        Lanes(folder, folder / "engine.json", spawn, timeout=0.3)
+        Lanes(folder, folder / "engine.json", folder / "client.json", spawn, timeout=0.3)
     children[0].kill()
     children[0].wait()
 
@@ -164,7 +186,7 @@ def test_a_proxy_that_does_not_come_is_told(tmp_path_factory):
 def test_a_folder_too_deep_for_a_socket_is_told():
     folder = Path("/" + "x" * 120)
     with pytest.raises(ClusterError, match="too long for a Unix socket: have a shorter TMPDIR"):
-        Lanes(folder, folder / "engine.json", spawned(""))
+        Lanes(folder, folder / "engine.json", folder / "client.json", spawned(""))
 
 
 CONNECTION = {"interface": "tcp://*", "registration": 1, "mux": 2, "broadcast": [3, 4], "key": "secret"}

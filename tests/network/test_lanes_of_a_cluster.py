@@ -122,6 +122,34 @@ class TestEnginesThatComeLater:
             assert client[:].apply_sync(os.getpid) == [engine.pid for engine in cluster.engines]
 
 
+class TestAClientOnALane:
+    @pytest.fixture
+    def client(self, cluster):
+        cluster.restore(2)
+        client = cluster.client(by_lane=True)
+        yield client
+        client.close(linger=0)
+
+    def test_has_all_its_connections_there(self, cluster, client):
+        assert len(client[:].apply_sync(os.getpid)) == 2
+        assert {one["open"] for one in cluster.lanes.state("client").values()} == {1}
+
+    def test_waits_for_a_reply_that_is_on_its_way(self, cluster, client):
+        cluster.lanes.freeze("client", channels="mux", direction="down")
+        task = client[0].apply_async(os.getpid)
+        with cluster.client() as other:
+            other[0].apply_sync(os.getpid)  # comes after it
+            assert not task.ready()
+            cluster.lanes.heal("client")
+            assert task.get(SOON) == cluster.engines[0].pid
+
+    @pytest.mark.usefixtures("client")
+    def test_is_healed_by_the_restoring_and_no_engine_is_replaced_for_it(self, cluster):
+        cluster.lanes.reset("client", channels="iopub")
+        assert cluster.restore() == []
+        assert cluster.lanes.hurt == ()
+
+
 class TestRestoring:
     def test_heals_what_was_hurt_and_says_so(self, cluster):
         cluster.restore(2)
@@ -196,6 +224,12 @@ class TestWithoutANetwork:
         cluster.bring_up()
         assert cluster.lanes is None
         assert "lanes' proxy" not in {member.role for member in cluster.roll_call().members}
+
+    def test_clients_have_no_lane_either(self, new_cluster):
+        cluster = new_cluster(network=False, n=1)
+        cluster.bring_up()
+        with pytest.raises(ClusterError, match="clients have a lane in a cluster with network=True only"):
+            cluster.client(by_lane=True)
 
     @pytest.mark.parametrize(
         ("kwargs", "told"),
