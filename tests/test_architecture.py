@@ -39,9 +39,10 @@ ARROWS = {
 # Where ipyparallel may be named, and which modules run inside engines.
 KNOWS_IPYPARALLEL = {"cluster"}
 ON_ENGINES = {
-    "hearts.agent": {"hearts.heart", "hearts.crash", "hearts.keys", "hearts.tasks"},
+    "hearts.agent": {"hearts.heart", "hearts.crash", "hearts.farewell", "hearts.keys", "hearts.tasks"},
     "hearts.heart": {"hearts.keys"},
     "hearts.crash": set(),
+    "hearts.farewell": set(),
     "hearts.keys": set(),
     "hearts.tasks": set(),
     "cluster.renewal": {"cluster.remains"},

@@ -80,6 +80,11 @@ class Engine:
         """
         return "" if self.cards is None else _read_task(self.cards / f"{self.ident}.task")
 
+    @property
+    def has_left(self) -> bool:
+        """Whether it was asked to shut down, by ``Client.shutdown`` for example, and has begun to."""
+        return self.cards is not None and (self.cards / f"{self.ident}.left").exists()
+
     def log(self) -> str:
         """Return what the engine has written to its log so far; empty where its launcher keeps none.
 

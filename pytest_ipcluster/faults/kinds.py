@@ -16,11 +16,11 @@ if TYPE_CHECKING:
     #: Whom a fault can hit.
     Victim = Engine | Member
 
-__all__ = ["CAUSES", "EXITED", "KILLED", "LOST", "MISSED", "Fault", "HeartFailure", "Kind"]
+__all__ = ["CAUSES", "EXITED", "KILLED", "LEFT", "LOST", "MISSED", "Fault", "HeartFailure", "Kind"]
 
 #: How a heart can come to fail: a signal ended its process; that ended by itself; it is there and does not answer;
-#: it ended because the controller had.
-KILLED, EXITED, MISSED, LOST = CAUSES = ("killed", "exited", "missed heartbeats", "controller lost")
+#: it was asked to shut down, and did; it ended because the controller had.
+KILLED, EXITED, MISSED, LEFT, LOST = CAUSES = ("killed", "exited", "missed heartbeats", "left", "controller lost")
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,8 +28,9 @@ class HeartFailure:
     """The monitor's verdict on one heart. Times are seconds of ``time.monotonic()``.
 
     ``cause`` is ``"killed"`` (by the signal in ``signal``), ``"exited"`` (the process is gone by itself, with
-    ``exit_code`` where the system still knew it), ``"missed heartbeats"`` (the process exists but did not answer) or
-    ``"controller lost"`` (it is gone by itself, and the controller was before it).
+    ``exit_code`` where the system still knew it), ``"missed heartbeats"`` (the process exists but did not answer),
+    ``"left"`` (it was asked to shut down, by ``Client.shutdown`` for example) or ``"controller lost"`` (it is gone by
+    itself, and the controller was before it).
     ``injected_at`` is None when no fault of the test preceded it, ``last_pong`` when the heart never answered.
     ``misses`` counts the beats without an answer.
     """

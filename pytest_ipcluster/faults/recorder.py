@@ -8,7 +8,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from pytest_ipcluster.cluster.processes import is_alive
-from pytest_ipcluster.faults.kinds import EXITED, KILLED, LOST, MISSED, Fault, HeartFailure
+from pytest_ipcluster.faults.kinds import EXITED, KILLED, LEFT, LOST, MISSED, Fault, HeartFailure
 from pytest_ipcluster.report.events import Event, describe
 
 if TYPE_CHECKING:
@@ -111,6 +111,8 @@ class Recorder:
         killed = fault is not None and fault.kind == "kill"
         code = self._how_ended(engine.process, 0.0 if killed else _TELLING)
         deadly = fault is not None and fault.how.deadly
+        if not deadly and engine.has_left and (code is None or code >= 0):
+            return LEFT, code
         if not deadly and self._controller is not None and not is_alive(self._controller):
             return LOST, code
         if code is None and fault is not None and fault.sees == KILLED and fault.signal is not None:

@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, NoReturn
 
 from pytest_ipcluster.faults.expectations import Expectation, check_cause
-from pytest_ipcluster.faults.kinds import EXITED, KILLED, MISSED, Fault, HeartFailure
+from pytest_ipcluster.faults.kinds import EXITED, KILLED, LEFT, MISSED, Fault, HeartFailure
 from pytest_ipcluster.faults.recorder import Recorder
 from pytest_ipcluster.faults.targets import check_slot
 
@@ -82,7 +82,7 @@ class Verdicts:
             self._fail(complaint)
         expectation.failure = next(filter(expectation.concerns, self.failures))
         self._allow_end(expectation.failure)
-        if expectation.failure.cause in (KILLED, EXITED):
+        if expectation.failure.cause in (KILLED, EXITED, LEFT):
             self._cluster.slots.wait_dropped(expectation.failure.heart.decode())
 
     def _allow_end(self, failure: HeartFailure) -> None:

@@ -27,6 +27,7 @@ from pathlib import Path
 from typing import Any
 
 from pytest_ipcluster.hearts.crash import obey, order_file
+from pytest_ipcluster.hearts.farewell import farewell_file, say_farewell
 from pytest_ipcluster.hearts.heart import Heart
 from pytest_ipcluster.hearts.keys import HeartKeys
 from pytest_ipcluster.hearts.tasks import task_file, tell_tasks
@@ -48,6 +49,7 @@ def load_ipython_extension(ip: Any) -> None:
     if settings.get("cards"):
         cards = Path(settings["cards"])
         tell_tasks(ip.kernel, task_file(cards, ip.kernel.ident))
+        say_farewell(ip.kernel, farewell_file(cards, ip.kernel.ident))
         obey(order_file(cards, ip.kernel.ident))
         _write_card(cards, _describe(ip.kernel))
 

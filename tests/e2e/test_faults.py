@@ -233,6 +233,14 @@ def test_a_fault_needs_somebody_to_hit(heart_failure):
         heart_failure.kill()
 
 
+def test_an_engine_that_is_asked_to_shut_down_has_left(ipcluster, ipcluster_client, heart_failure):
+    old = ipcluster.engines[1]
+    assert not old.has_left
+    with heart_failure.expect(slot=1, cause="left", within=SOON):
+        ipcluster_client.shutdown(targets=[1], block=False)
+    assert old.has_left
+
+
 def test_an_engine_that_exits_by_itself_tells_its_code(ipcluster_client, heart_failure):
     with heart_failure.expect(slot=1, cause="exited", within=SOON) as expected:
         ipcluster_client[1].apply_async(os._exit, 17)

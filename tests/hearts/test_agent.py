@@ -33,7 +33,7 @@ def hearts() -> list[threading.Thread]:
 def fake_ip(nanny: object = None, **settings: object) -> SimpleNamespace:
     """What an extension sees of an engine."""
     engine = SimpleNamespace() if nanny is None else SimpleNamespace(nanny_pipe=nanny)
-    kernel = SimpleNamespace(ident=IDENT, engine_id=3, parent=engine, shell_handlers={})
+    kernel = SimpleNamespace(ident=IDENT, engine_id=3, parent=engine, shell_handlers={}, control_handlers={})
     return SimpleNamespace(config=Config({"HeartAgent": settings}), kernel=kernel, user_ns={})
 
 

@@ -14,6 +14,7 @@ import pytest
 
 from pytest_ipcluster.cluster.engines import Engine
 from pytest_ipcluster.hearts.crash import CRASH, EXIT_CODE, WAYS, order_file
+from pytest_ipcluster.hearts.farewell import farewell_file, say_farewell
 from pytest_ipcluster.hearts.tasks import task_file, tell_tasks
 
 MESSAGE = {"header": {"msg_id": "5d1c30f5-4dd8ab3c_17_3"}}
@@ -76,6 +77,19 @@ def test_before_an_engine_tells_there_is_no_task(tmp_path):
 def test_only_the_owner_can_read_it(kernel, tmp_path):
     tell_tasks(kernel, task_file(tmp_path, "ident"))
     assert task_file(tmp_path, "ident").stat().st_mode & 0o777 == 0o600
+
+
+def test_an_engine_that_is_asked_to_shut_down_says_so_first(tmp_path):
+    seen = []
+
+    async def shutdown_request(*_: object) -> None:
+        seen.append(reader(tmp_path).has_left)
+
+    kernel = SimpleNamespace(shell_handlers={}, control_handlers={"shutdown_request": shutdown_request})
+    say_farewell(kernel, farewell_file(tmp_path, "ident"))
+    assert not reader(tmp_path).has_left
+    asyncio.run(kernel.control_handlers["shutdown_request"]("stream", [b"client"], MESSAGE))
+    assert seen == [True]
 
 
 DOOMED = """
