@@ -162,3 +162,33 @@ def test_an_orphan_is_found_by_its_mark(start):
     assert processes.marked(f"orphan {os.getpid()}") == {child}
     processes.kill_until_gone(lambda: processes.marked(f"orphan {os.getpid()}"), 10)
     assert not processes.is_alive(child)
+
+
+@pytest.mark.parametrize("system", ["linux", "another"])
+def test_pulse_tells_whether_a_process_runs_is_paused_or_dead(start, monkeypatch, system):
+    if system != "linux":
+        monkeypatch.setattr(sys, "platform", system)
+    process = start()
+    pulse = processes.Pulse(process)
+    assert pulse.state() == "running"
+    process.suspend()
+    _until(lambda: pulse.state() == "paused")
+    process.resume()
+    _until(lambda: pulse.state() == "running")
+    process.kill()
+    _until(lambda: pulse.state() == "dead")  # nobody has reaped it
+
+
+def test_pulse_of_a_process_whose_pid_somebody_else_has_now_is_dead(start, monkeypatch):
+    process = start()
+    pulse = processes.Pulse(process)
+    letter, begun = processes._stat(f"/proc/{process.pid}/stat")
+    monkeypatch.setattr(processes, "_stat", lambda _: (letter, str(int(begun) + 1)))
+    assert pulse.state() == "dead"
+
+
+def _until(reached) -> None:
+    deadline = time.monotonic() + 10
+    while not reached():
+        assert time.monotonic() < deadline
+        time.sleep(0.001)  # there is no event to wait for
