@@ -94,10 +94,11 @@ class RunFolder:
         self.profile = self.ipython / "profile_default"
         self.cards = self.path / "cards"
         self.key_file = self.path / "heart.keys"
+        self.stacks = self.path / "stacks"
         self.logs = self.path / "log"
         self.output = self.logs / "ipcluster.log"
         self.forkserver = self.path / "fork"
-        for folder in (self.ipython, self.profile, self.cards, self.logs):
+        for folder in (self.ipython, self.profile, self.cards, self.stacks, self.logs):
             folder.mkdir(mode=0o700)
 
     @classmethod
@@ -187,6 +188,7 @@ def _agent_lines(setup: EngineSetup, cards: Path) -> list[str]:
         f"c.HeartAgent.pong = {setup.pong!r}",
         f"c.HeartAgent.key_file = {setup.key_file!r}",
         f"c.HeartAgent.cards = {str(cards)!r}",
+        f"c.HeartAgent.stacks = {str(cards.with_name('stacks'))!r}",
         f"c.HeartAgent.importable = {list(setup.importable)!r}",
     ]
 

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import faulthandler
 import json
 import os
 import signal
@@ -165,3 +166,33 @@ def test_missing_settings_skip_their_part(load_agent: LoadAgent, settings: dict[
 
 def test_users_namespace_is_left_alone(load_agent: LoadAgent, cards: Path) -> None:
     assert load_agent(cards=str(cards), importable=["/some/where"]).user_ns == {}
+
+
+@pytest.fixture
+def stacks(tmp_path: Path) -> Path:
+    folder = tmp_path / "stacks"
+    folder.mkdir()
+    return folder
+
+
+def test_engine_writes_its_stacks_for_its_owner_when_the_signal_comes(load_agent: LoadAgent, stacks: Path) -> None:
+    load_agent(stacks=str(stacks))
+    (file,) = stacks.iterdir()
+    assert file.name == f"{IDENT}.txt"
+    assert file.stat().st_mode & 0o777 == 0o600
+    os.kill(os.getpid(), signal.SIGUSR1)
+    assert "test_engine_writes_its_stacks_for_its_owner_when_the_signal_comes" in file.read_text()
+
+
+def test_unloading_the_agent_withdraws_the_offer_of_stacks(load_agent: LoadAgent, stacks: Path) -> None:
+    before = signal.getsignal(signal.SIGUSR1)
+    ip = load_agent(stacks=str(stacks))
+    agent.unload_ipython_extension(ip)
+    assert list(stacks.iterdir()) == []
+    assert signal.getsignal(signal.SIGUSR1) is before
+    assert not faulthandler.unregister(signal.SIGUSR1)
+
+
+def test_an_engine_that_has_not_the_folder_does_without(load_agent: LoadAgent, tmp_path: Path) -> None:
+    load_agent(stacks=str(tmp_path / "elsewhere"))
+    assert not faulthandler.unregister(signal.SIGUSR1)
