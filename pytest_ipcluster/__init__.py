@@ -13,16 +13,22 @@ if TYPE_CHECKING:
     from pytest_ipcluster.cluster.profile import EngineSetup
     from pytest_ipcluster.cluster.remote import raises_remote
     from pytest_ipcluster.errors import (
+        CallOverdueError,
         ClusterError,
+        ClusterLostError,
         ClusterStartError,
         ClusterStopError,
+        ControllerLost,
         Death,
+        EngineLost,
         FaultError,
         IpclusterLeakWarning,
         LeakError,
         RepairError,
+        SchedulerLost,
         UnexpectedDeathError,
     )
+    from pytest_ipcluster.faults.vigil import Deadman
     from pytest_ipcluster.hearts.heart import Heart
     from pytest_ipcluster.hearts.keys import HeartKeys, MonitorKeys
     from pytest_ipcluster.hearts.monitor import HeartMonitor
@@ -33,10 +39,15 @@ __version__ = "0.1.0"
 
 __all__ = [
     "BackgroundCluster",
+    "CallOverdueError",
     "ClusterError",
+    "ClusterLostError",
     "ClusterStartError",
     "ClusterStopError",
+    "ControllerLost",
+    "Deadman",
     "Death",
+    "EngineLost",
     "EngineSetup",
     "FaultError",
     "Heart",
@@ -48,6 +59,7 @@ __all__ = [
     "MonitorProcess",
     "MonitorThread",
     "RepairError",
+    "SchedulerLost",
     "UnexpectedDeathError",
     "__version__",
     "raises_remote",
@@ -55,10 +67,15 @@ __all__ = [
 
 _HOMES = {
     "BackgroundCluster": "pytest_ipcluster.cluster.background",
+    "CallOverdueError": "pytest_ipcluster.errors",
     "ClusterError": "pytest_ipcluster.errors",
+    "ClusterLostError": "pytest_ipcluster.errors",
     "ClusterStartError": "pytest_ipcluster.errors",
     "ClusterStopError": "pytest_ipcluster.errors",
+    "ControllerLost": "pytest_ipcluster.errors",
+    "Deadman": "pytest_ipcluster.faults.vigil",
     "Death": "pytest_ipcluster.errors",
+    "EngineLost": "pytest_ipcluster.errors",
     "EngineSetup": "pytest_ipcluster.cluster.profile",
     "FaultError": "pytest_ipcluster.errors",
     "Heart": "pytest_ipcluster.hearts.heart",
@@ -70,6 +87,7 @@ _HOMES = {
     "MonitorProcess": "pytest_ipcluster.hearts.process",
     "MonitorThread": "pytest_ipcluster.hearts.thread",
     "RepairError": "pytest_ipcluster.errors",
+    "SchedulerLost": "pytest_ipcluster.errors",
     "UnexpectedDeathError": "pytest_ipcluster.errors",
     "raises_remote": "pytest_ipcluster.cluster.remote",
 }

@@ -8,6 +8,11 @@
      +-- RepairError         the cluster could not be brought back to n engines
      +-- FaultError          a fault was refused or could not be carried out
      +-- UnexpectedDeathError   a process of the cluster died, and no test had asked for it
+     +-- ClusterLostError    a call can no longer be answered: somebody that it takes has died or was stopped
+     |    +-- EngineLost         an engine or its nanny, or all engines
+     |    +-- SchedulerLost      a scheduler of the controller, or its relay of output
+     |    +-- ControllerLost     the hub, or its heart monitor
+     +-- CallOverdueError    a call had not come back when the test's time limit was almost up
      +-- LeakError           a test, or the run, has left something of the cluster behind
 
     UserWarning
@@ -18,18 +23,24 @@ Users' own mistakes (a wrong option, a wrong marker) are :class:`pytest.UsageErr
 
 from __future__ import annotations
 
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 __all__ = [
+    "CallOverdueError",
     "ClusterError",
+    "ClusterLostError",
     "ClusterStartError",
     "ClusterStopError",
+    "ControllerLost",
     "Death",
+    "EngineLost",
     "FaultError",
     "IpclusterLeakWarning",
     "LeakError",
     "RepairError",
+    "SchedulerLost",
     "UnexpectedDeathError",
 ]
 
@@ -141,6 +152,71 @@ class UnexpectedDeathError(ClusterError):
         if any(death.role == "engine" for death in self.deaths):
             return "heart_failure.kill(slot) to end an engine, or heart_failure.expect(slot) around what ends it"
         return "find out what ends processes here; for SIGKILL, ask the system (dmesg) whether it ran out of memory"
+
+
+class ClusterLostError(ClusterError):
+    """A call to the cluster can no longer be answered; without the deadman it would wait for ever.
+
+    ``death`` says who is gone or stopped, and how. ``at`` is when that was noticed, in seconds of ``time.time()``.
+    ``waiting`` is the call in words. Where one end led to another, the first is the ``__cause__``. For a task it is an
+    ``ipyparallel.error.RemoteError`` as well, and for several tasks at once a ``CompositeError``.
+    """
+
+    def __init__(self, death: Death, *, waiting: str, at: float) -> None:
+        self.death = death
+        self.waiting = waiting
+        self.at = at
+        #: What the exception says.
+        self.message = f"{death.who} is lost: {death.how}, noticed at {_clock(at)}; so nobody answers {waiting}"
+        super().__init__(self.message)
+
+    def __str__(self) -> str:
+        return self.message
+
+    @property
+    def role(self) -> str:
+        """The role of who is lost: ``"engine"``, ``"nanny"``, ``"controller"``, ``"task scheduler"`` and so on."""
+        return self.death.role
+
+    @property
+    def slot(self) -> int | None:
+        """The slot of an engine or of its nanny, else None."""
+        return self.death.slot
+
+    @property
+    def pid(self) -> int:
+        """The pid of who is lost."""
+        return self.death.pid
+
+
+class EngineLost(ClusterLostError):  # noqa: N818 - named as ipyparallel's users would
+    """A call waits for an engine, or for its nanny, that is gone or stopped; or for any, and there is none."""
+
+
+class SchedulerLost(ClusterLostError):  # noqa: N818
+    """A call waits for a scheduler of the controller, or for its relay of output, that is gone or stopped."""
+
+
+class ControllerLost(ClusterLostError):  # noqa: N818
+    """A call waits for the hub, or for its heart monitor, that is gone or stopped."""
+
+
+class CallOverdueError(ClusterError):
+    """A call had not come back when the time limit of the test was almost up, and nobody it takes has died.
+
+    ``waiting`` is the call in words, ``report`` says what was outstanding where, how everybody in the cluster was, and
+    where each engine's Python was.
+    """
+
+    def __init__(self, waiting: str, report: str) -> None:
+        self.waiting = waiting
+        self.report = report
+        super().__init__(f"the time limit is almost up, and nobody has answered {waiting}\n{report}")
+
+
+def _clock(at: float) -> str:
+    """Return a time of day, to the millisecond, in the local time of the logs."""
+    return f"{time.strftime('%H:%M:%S', time.localtime(at))}.{int(at % 1 * 1000):03d}"
 
 
 class LeakError(ClusterError):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -14,7 +15,7 @@ HEAVY = {"zmq", "traitlets", "tornado", "psutil", "IPython", "ipyparallel", "jup
 
 # Room (a module or a folder) -> the rooms that it may import; what is not named may not be imported.
 ARROWS = {
-    "__init__": {"cluster", "hearts", "errors"},  # only inside __getattr__ and for type checkers
+    "__init__": {"cluster", "hearts", "faults", "errors"},  # only inside __getattr__ and for type checkers
     "plugin": {"attendance", "fixtures", "options", "settings", "stash"},
     "attendance": {"deathwatch", "leakguard", "renewing", "telling", "partners", "settings", "stash"},
     "renewing": {"settings", "stash", "telling", "report", "errors"},
@@ -22,7 +23,7 @@ ARROWS = {
     "fixtures": {"attendance", "keeper", "stash", "options", "settings", "faults", "hearts", "cluster", "errors"},
     "partners": set(),
     "stash": {"keeper"},  # only for type checkers
-    "keeper": {"upkeep", "deathwatch", "settings", "launchers", "hearts", "cluster", "report.events", "errors"},
+    "keeper": {"upkeep", "deathwatch", "settings", "launchers", "faults", "hearts", "cluster", "report.events", "errors"},
     "upkeep": {"settings", "hearts", "cluster", "errors"},
     "deathwatch": {"launchers", "cluster", "errors"},
     "leakguard": {"keeper", "settings", "cluster", "report.leaks", "errors"},
@@ -38,6 +39,9 @@ ARROWS = {
 }
 # Where ipyparallel may be named, and which modules run inside engines.
 KNOWS_IPYPARALLEL = {"cluster"}
+# The one module that reaches into ipyparallel's client, and what it takes hold of there.
+PRIVATE = "faults.deadman"
+PRIVATE_NAMES = ["_output_futures", "_outstanding_dict", "_queue_handlers", "_io_loop", "_collect_exceptions"]
 ON_ENGINES = {
     "hearts.agent": {"hearts.heart", "hearts.crash", "hearts.farewell", "hearts.keys", "hearts.tasks"},
     "hearts.heart": {"hearts.keys"},
@@ -113,7 +117,16 @@ def test_only_the_hall_knows_pytest(path):
 def test_ipyparallel_is_named_in_its_room_only(path):
     # The hall's fixtures and what keeps the cluster name its types, for type checkers only.
     named = {name for name in imports(path) if name.split(".")[0] == "ipyparallel"}
-    assert not named or room(name_of(path)) in KNOWS_IPYPARALLEL | {"fixtures", "keeper", "upkeep"}
+    known = room(name_of(path)) in KNOWS_IPYPARALLEL | {"fixtures", "keeper", "upkeep"}
+    assert not named or known or name_of(path) in {PRIVATE, "faults.vigil"}  # the latter as the hall does
+
+
+def test_private_names_of_a_client_are_known_to_one_module():
+    code = (PACKAGE / f"{PRIVATE.replace('.', '/')}.py").read_text()
+    for name in PRIVATE_NAMES:
+        assert name in code
+        using = [name_of(path) for path in MODULES if re.search(rf"\b{name}\b", path.read_text())]
+        assert using == [PRIVATE], name
 
 
 @pytest.mark.parametrize("module", sorted(ON_ENGINES))
