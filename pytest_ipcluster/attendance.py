@@ -5,13 +5,15 @@ A run without such tests has none of it, and has not even imported it.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import pytest
 
 from pytest_ipcluster.deathwatch import DeathWatch
 from pytest_ipcluster.leakguard import LeakGuard
 from pytest_ipcluster.renewing import Renewing
 from pytest_ipcluster.settings import SETTINGS, Settings
-from pytest_ipcluster.stash import CLOCK, TIMER
+from pytest_ipcluster.stash import CLOCK, KEEPER, TIMER
 from pytest_ipcluster.telling import Telling
 
 __all__ = ["attend", "attend_reports", "deaths_of", "leaks_of"]
@@ -62,7 +64,12 @@ def _meet_timeout(config: pytest.Config, settings: Settings) -> None:
         return
     from pytest_ipcluster.partners.timeout import TimeLimits
 
+    def remind(limit: float | None, holds: Callable[[], bool]) -> None:
+        keeper = config.stash.get(KEEPER, None)
+        if keeper is not None:
+            keeper.expire_at(limit, holds)
+
     running = config.stash.get(TIMER, None)
-    limits = TimeLimits(settings.timeout, settings.sources["timeout"], running=running)
+    limits = TimeLimits(settings.timeout, settings.sources["timeout"], running=running, remind=remind)
     config.pluginmanager.register(limits, "ipcluster-timeout")
     config.stash[CLOCK] = limits.stopped

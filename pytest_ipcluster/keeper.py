@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import sys
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from traceback import format_exception
@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from pytest_ipcluster.cluster.background import BackgroundCluster
     from pytest_ipcluster.cluster.profile import RunFolder
     from pytest_ipcluster.deathwatch import DeathWatch
+    from pytest_ipcluster.faults.vigil import Deadman
     from pytest_ipcluster.hearts.keys import MonitorKeys
     from pytest_ipcluster.hearts.thread import MonitorThread
 
@@ -68,6 +69,7 @@ class Keeper:
         self._cluster: BackgroundCluster | None = None
         self._hearts: MonitorThread | None = None
         self._upkeep: Upkeep | None = None
+        self._deadman: Deadman | None = None
         self.events = EventLog()
 
     @property
@@ -113,6 +115,7 @@ class Keeper:
         from pytest_ipcluster.cluster.background import BackgroundCluster
         from pytest_ipcluster.cluster.forks import launcher_limits
         from pytest_ipcluster.cluster.profile import EngineSetup, RunFolder
+        from pytest_ipcluster.faults.vigil import Deadman
 
         # Engines on other hosts are ended by ipcluster alone, which takes its time.
         grace = _ORPHAN_GRACE if shape.engines in LOCAL_LAUNCHERS else self._settings.kill_after
@@ -139,6 +142,8 @@ class Keeper:
                 spares=self._settings.spares,
                 silent=True,
             )
+            self._deadman = Deadman(self._cluster, tell=lambda limit: self.events.add("limited", detail=limit))
+            self._cluster.handing_out = self._deadman.guard
             self._upkeep = Upkeep(
                 self._cluster, hearts, self._settings, self._tests, self.deaths.allow, self._restart_once
             )
@@ -294,6 +299,11 @@ class Keeper:
             raise
         self.raise_handler_errors()
 
+    def expire_at(self, limit: float | None, holds: Callable[[], bool]) -> None:
+        """Have calls that still wait at this time (of ``time.monotonic()``) fail, if ``holds`` then; see Deadman."""
+        if self._deadman is not None:
+            self._deadman.expire_at(limit, holds)
+
     def raise_handler_errors(self) -> None:
         """Raise what heart handlers have raised since this was last asked."""
         self.hearts.monitor.raise_handler_errors()
@@ -311,9 +321,11 @@ class Keeper:
                 stack.callback(self._folder.remove)
             if self._hearts is not None:
                 stack.callback(self._hearts.stop)
+            if self._deadman is not None:
+                stack.callback(self._deadman.close)
             if self._cluster is not None:
                 stack.callback(self._cluster.stop, self._settings.kill_after)
-        self._cluster = self._hearts = self._folder = self._upkeep = None
+        self._cluster = self._hearts = self._folder = self._upkeep = self._deadman = None
 
 
 def importable_folders(config: pytest.Config, items: Iterable[pytest.Item]) -> list[str]:

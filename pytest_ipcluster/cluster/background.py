@@ -119,6 +119,8 @@ class BackgroundCluster(SingletonConfigurable):
         self._slots: Slots | None = None
         self._ports: HeldPorts | None = None
         self._started_in: int | None = None
+        #: Called with every client that :meth:`client` returns, before anybody else has it.
+        self.handing_out: Callable[[Client], object] = _leave
         #: How often a start was tried again because a port was lost.
         self.retries = 0
 
@@ -415,13 +417,23 @@ class BackgroundCluster(SingletonConfigurable):
         # A client asks for IPython's folder even when it needs nothing from there, and so creates the user's.
         if self.private:
             kwargs.setdefault("ipython_dir", str(self.folder.ipython))
-        return Client(self._connection_by_lane() if by_lane else self.connection_file, **kwargs)
+        client = Client(self._connection_by_lane() if by_lane else self.connection_file, **kwargs)
+        try:
+            self.handing_out(client)
+        except BaseException:
+            client.close(linger=0)
+            raise
+        return client
 
     def _connection_by_lane(self) -> dict[str, Any]:
         connection = self._running().files.client_connection()
         if self.lanes is None or connection is None:
             raise ClusterError("clients have a lane in a cluster with network=True only")
         return connection_by_lane(connection, self.lanes.client_ports())
+
+
+def _leave(_: Client) -> None:
+    """Let a client be as it is."""
 
 
 def _import_ahead() -> None:

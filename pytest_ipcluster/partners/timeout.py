@@ -1,7 +1,8 @@
 """Getting along with pytest-timeout: what the cluster takes is not charged to a test, and no test is without limit.
 
 pytest-timeout gives one test at a time a timer, by hooks that it offers to other plugins. What is done to the cluster
-on behalf of a test stops that timer and lets it go on afterwards; the methods, ``func_only``, markers and the detection
+on behalf of a test stops that timer and lets it go on afterwards. Shortly before a timer ends, whoever can say what the
+test waits for is given the chance to. The methods, ``func_only``, markers and the detection
 of debuggers stay pytest-timeout's own. Nothing here reads its private names but one: the name of its timer's thread.
 """
 
@@ -25,6 +26,9 @@ __all__ = ["TimeLimits"]
 #: Seconds that a timer is set to at least: one that is set to 0 never ends.
 _LEAST = 0.001
 
+#: Seconds before the end of a timer at which calls that wait are ended, and the most of a short limit that this takes.
+_MARGIN, _SHARE = 2.0, 0.25
+
 #: The title of the section in which a test that has run out of time tells where its limit came from.
 _TITLE = "time limit"
 
@@ -36,7 +40,8 @@ class TimeLimits:
     """Stops the running test's timer while the cluster is worked on, and gives cluster tests a limit by default.
 
     ``limit`` is in seconds, 0 is none; ``source`` tells where it was given. ``clock`` must be that of the timers.
-    ``running`` is the timer that runs already: its test, its settings, and since when.
+    ``running`` is the timer that runs already: its test, its settings, and since when. ``remind`` is told when whatever
+    waits should end, since the timer soon will (None when there is no timer), and how to ask whether that holds.
     """
 
     def __init__(
@@ -45,6 +50,7 @@ class TimeLimits:
         source: str,
         clock: Callable[[], float] = time.monotonic,
         running: tuple[pytest.Item, Settings, float] | None = None,
+        remind: Callable[[float | None, Callable[[], bool]], object] = lambda *_: None,
     ) -> None:
         self._limit = limit
         self._told = (
@@ -52,6 +58,7 @@ class TimeLimits:
             "have none of their own. To give this test its own: @pytest.mark.timeout(seconds)."
         )
         self._clock = clock
+        self._remind = remind
         self._timer = None if running is None else _Timer(*running)
 
     # -- the timer of the running test -------------------------------------------------------------
@@ -60,6 +67,7 @@ class TimeLimits:
     def pytest_timeout_set_timer(self, item: pytest.Item, settings: Settings) -> Generator[None, object, object]:
         """Know which timer runs, since before it does: when it ends it has run out by this clock as well."""
         self._timer = _Timer(item, settings, self._clock())
+        self._remind(self._timer.reminder, lambda: _holds(settings))
         result = yield
         if item.stash.get(_LIMITED, False):
             self._announce_end(item, settings)
@@ -71,6 +79,7 @@ class TimeLimits:
         result = yield
         if self._timer is not None and self._timer.item is item and self._timer.until is None:
             self._timer.until = self._clock()
+            self._remind(None, _never)
         return result
 
     @contextmanager
@@ -129,11 +138,9 @@ class TimeLimits:
                 timer.function = self._telling(item, settings, timer.function)
 
     def _telling(self, item: pytest.Item, settings: Settings, function: Callable[..., object]) -> Callable[..., object]:
-        from pytest_timeout import is_debugging
-
         def tell(*args: object) -> None:
             try:
-                if settings.disable_debugger_detection or not is_debugging():
+                if _holds(settings):
                     _write(item.config, self._told)
             finally:
                 function(*args)
@@ -154,6 +161,12 @@ class _Timer:
         """Return the seconds that are left of it, or were when it was cancelled; 0 or less when it has ended before."""
         return float(self.settings.timeout) - ((now if self.until is None else self.until) - self.since)
 
+    @property
+    def reminder(self) -> float:
+        """The time shortly before its end."""
+        limit = float(self.settings.timeout)
+        return self.since + limit - min(_MARGIN, limit * _SHARE)
+
 
 class _Rest(float):
     """What is left of a limit, in seconds. It reads as the whole limit, which pytest-timeout tells when it is up."""
@@ -173,6 +186,17 @@ def _is_given(config: pytest.Config) -> bool:
     """Tell whether a limit for all tests is given, or none by a 0, in one of the three places of pytest-timeout."""
     places = config.getoption("timeout"), os.environ.get("PYTEST_TIMEOUT"), config.getini("timeout") or None
     return any(place is not None for place in places)
+
+
+def _holds(settings: Settings) -> bool:
+    """Tell whether a timer with these settings ends its test: not while somebody is debugging."""
+    from pytest_timeout import is_debugging
+
+    return bool(settings.disable_debugger_detection or not is_debugging())
+
+
+def _never() -> bool:
+    return False
 
 
 def _has_limit(marker: pytest.Mark) -> bool:

@@ -65,6 +65,9 @@ def keeper_of(run: Run) -> type:  # noqa: C901 - one small class
         def raise_handler_errors(self) -> None:
             """Raise nothing."""
 
+        def expire_at(self, limit: float | None, holds: object) -> None:
+            """End nothing: nothing waits."""
+
         def allow_restart(self) -> None:
             """Allow what is never done here."""
 

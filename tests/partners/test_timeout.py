@@ -18,7 +18,10 @@ class Bench:
 
     def __init__(self) -> None:
         self.now = 0.0
-        self.limits = TimeLimits(300.0, "default", clock=lambda: self.now)
+        self.reminders: list[float | None] = []
+        self.limits = TimeLimits(
+            300.0, "default", clock=lambda: self.now, remind=lambda at, _: self.reminders.append(at)
+        )
         self.timers = Timers()
         self.plugins = pluggy.PluginManager("pytest")
         self.plugins.add_hookspecs(pytest_timeout.TimeoutHooks)
@@ -137,6 +140,31 @@ class TestStoppedClock:
         bench.set(20.0)
         bench.stop(before=5, during=1)
         assert bench.timers.calls == [10, "cancel", 20, "cancel", 15]
+
+
+class TestReminder:
+    @pytest.mark.parametrize(("limit", "at"), [(300.0, 298.0), (10.0, 8.0), (4.0, 3.0), (0.4, 0.3)])
+    def test_comes_shortly_before_the_end(self, bench, limit, at):
+        bench.set(limit)
+        assert bench.reminders == [pytest.approx(at)]
+
+    def test_is_put_off_while_the_timer_is_stopped(self, bench):
+        bench.set(10.0)
+        bench.stop(before=3, during=100)
+        assert bench.reminders == [8, None, 103 + 7 - 1.75]  # what is left is a short limit
+
+    def test_goes_with_the_timer(self, bench):
+        bench.set(10.0)
+        bench.cancel()
+        assert bench.reminders == [8, None]
+
+    @pytest.mark.parametrize("debugging", [True, False])
+    def test_holds_only_where_the_timer_ends_the_test(self, bench, monkeypatch, debugging):
+        monkeypatch.setattr(pytest_timeout, "is_debugging", lambda: debugging)
+        holding = []
+        bench.limits._remind = lambda _, holds: holding.append(holds())
+        bench.set(10.0)
+        assert holding == [not debugging]
 
 
 class TestWhatIsCharged:
@@ -333,6 +361,7 @@ class Keeper:
     def __init__(self, *_, boss): pass
     def allow_restart(self): pass
     def renew(self, shape): pass
+    def expire_at(self, limit, holds): pass
     def watch(self, item): return contextlib.nullcontext()
     def provide(self, shape, config): time.sleep({seconds})  # a start that takes as long as this
     def close(self): time.sleep({seconds})  # a stop that takes as long as this
