@@ -81,7 +81,7 @@ class GuardedClient:
         self._entered = entered
         self._waiting: dict[str, tuple[Call, Future[Any]]] = {}
         self._given_up: set[str] = set()
-        self._heeded = 0  # how many threads wait for output
+        self._heeding: dict[object, None] = {}  # one entry for each wait for output
         self._plain_send = client._send
         self._plain_wait = client.wait_for_engines
         self._handlers = dict(client._queue_handlers)
@@ -112,11 +112,11 @@ class GuardedClient:
     @property
     def busy(self) -> bool:
         """Whether somebody may be waiting."""
-        return bool(self.heeded())
+        return any(call.lane != OUTPUT or self._heeding for call, _ in list(self._waiting.values()))
 
     def heeded(self) -> list[Call]:
         """Return the calls for which somebody may be waiting; for output only who does so at this moment counts."""
-        return [call for call in self.waiting() if call.lane != OUTPUT or self._heeded]
+        return [call for call in self.waiting() if call.lane != OUTPUT or self._heeding]
 
     # -- calls that begin --------------------------------------------------------------------------
 
@@ -154,12 +154,13 @@ class GuardedClient:
     def heed_output(self, wait: Callable[[], bool]) -> bool:
         """Wait for output, with the deadman awake."""
         self._entering()
-        self._heeded += 1
+        mine = object()
+        self._heeding[mine] = None
         self._entered()
         try:
             return wait()
         finally:
-            self._heeded -= 1
+            del self._heeding[mine]
 
     # -- calls that end ----------------------------------------------------------------------------
 

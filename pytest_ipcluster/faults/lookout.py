@@ -97,8 +97,12 @@ class Lookout:
         return self._told[key]
 
     def _code(self, key: tuple[str, int]) -> int | None:
-        process = next(one.process for one in self._everybody() if (one.role, one.process.pid) == key)
-        return exit_code(process, self._roll.runtime, _ENDED_HOW)
+        with self._lock:
+            process = next(one.process for one in self._everybody() if (one.role, one.process.pid) == key)
+        try:
+            return exit_code(process, self._roll.runtime, _ENDED_HOW)
+        except ClusterError:  # the warden, who would know, has just gone
+            return None
 
     def _everybody(self) -> Iterable[_Watched]:
         yield from self._parts

@@ -85,6 +85,11 @@ class Sight:
     leaves: int = 0
     given: Mapping[str, str] = field(default_factory=dict)
 
+    @property
+    def all_well(self) -> bool:
+        """Whether nobody is down whom any call could need; engines of earlier times count."""
+        return not self.parts and not any(place.down or place.nanny for place in self.places.values())
+
     def part(self, *roles: str) -> Iterator[Down]:
         """Yield those of these parts of the controller that are down."""
         yield from (self.parts[role] for role in roles if role in self.parts)

@@ -29,6 +29,9 @@ POLL = 0.03
 #: Seconds between two questions to the hub, which is asked only while an engine is stopped, and how long it gets.
 _ASK_AGAIN, _ANSWERS = 0.3, 0.2
 
+#: Seconds that the hub takes longer to go than its children, when all are killed at once: it is the bigger process.
+_BIGGER = 0.2
+
 #: Which error tells of the loss of whom; of everybody else :class:`SchedulerLost` does.
 _ERRORS: dict[str, type[ClusterLostError]] = {
     "engine": EngineLost,
@@ -164,6 +167,8 @@ class Deadman:
         self._guarded = [pair for pair in self._guarded if not pair[0].closed]
         for lookout in {id(lookout): lookout for _, lookout in self._guarded}.values():
             sight = lookout.look()
+            if sight.all_well:
+                continue
             sight = sight if patient else replace(sight, now=float("inf"))
             clients = [guarded for guarded, its in self._guarded if its is lookout]
             self._judge(clients, lookout, self._with_given(sight, clients, lookout))
@@ -199,7 +204,7 @@ class Deadman:
 def _error(call: Call, down: Down, lookout: Lookout, sight: Sight) -> ClusterLostError:
     """Return the error for a call whose answer this loss has cost; where the hub had gone before, that is to blame."""
     hub = sight.parts.get("controller")
-    if hub is None or hub.stopped or hub is down or hub.since > down.since:
+    if hub is None or hub.stopped or hub is down or hub.since > down.since + _BIGGER:
         return _error_of(call, down, lookout, sight)
     error = _error_of(call, hub, lookout, sight)
     error.__cause__ = _error_of(call, down, lookout, sight)

@@ -3,7 +3,7 @@ from __future__ import annotations
 import pytest
 from pages import DOCS, count_tests, files
 
-SCRIPTS = ("background.py", "watched.py", "muted.py", "own_loop.py")
+SCRIPTS = ("background.py", "watched.py", "muted.py", "own_loop.py", "guarded.py")
 
 
 @pytest.fixture
@@ -30,4 +30,5 @@ def test_scripts_run(reader, pasted):
         "watched.py": (0, "the monitor saw one engine die\n"),
         "muted.py": (0, "failed and returned, and never stopped beating\n"),
         "own_loop.py": (0, "a new heart: me\nit failed: me\n"),
+        "guarded.py": (0, "nobody answers: controller killed by SIGKILL\n"),
     }

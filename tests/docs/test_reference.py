@@ -13,7 +13,14 @@ from pytest_ipcluster.cluster.engines import Engine
 from pytest_ipcluster.cluster.profile import EngineSetup
 from pytest_ipcluster.cluster.remote import RemoteFailure
 from pytest_ipcluster.cluster.slots import Repair
-from pytest_ipcluster.errors import ClusterStartError, Death, LeakError, UnexpectedDeathError
+from pytest_ipcluster.errors import (
+    CallOverdueError,
+    ClusterLostError,
+    ClusterStartError,
+    Death,
+    LeakError,
+    UnexpectedDeathError,
+)
 from pytest_ipcluster.faults.expectations import Expectation
 from pytest_ipcluster.faults.injector import FaultInjector
 from pytest_ipcluster.faults.kinds import CAUSES, Fault, HeartFailure
@@ -55,6 +62,9 @@ CLASSES = [
     UnexpectedDeathError,
     Death,
     LeakError,
+    ClusterLostError,
+    CallOverdueError,
+    pytest_ipcluster.Deadman,
 ]
 
 SEED_PAGES = {

@@ -153,12 +153,13 @@ def _names(error: Any) -> str:
 # -- faults --------------------------------------------------------------------------------------------
 
 PARTS = ("controller", "scheduler", "relay", "monitor")
+EVERYTHING = ("everything of the controller",)
 
 
 def victims(cluster: BackgroundCluster, *roles: str, slot: int | None = None) -> list[Any]:
-    """Return the processes in these roles; ``"everything of the controller"`` is its whole family."""
+    """Return the processes in these roles; EVERYTHING is the hub and its children."""
     found = cluster.roll_call().members
-    if roles == ("everything of the controller",):
+    if roles == EVERYTHING:
         return [one.process for one in found if any(part in one.role for part in PARTS)]
     return [one.process for one in found if one.role in roles and slot in (None, one.slot)]
 
@@ -174,14 +175,18 @@ class Fault:
     heal: str = "restart"
 
     def strike(self, cluster: BackgroundCluster) -> None:
+        """Hurt them, and wait until that has had its effect: until then calls may be answered."""
         hurt = victims(cluster, *self.roles, slot=self.slot)
         assert hurt, self
+        engines = [one for one in cluster.engines if self.roles == ("engine",) and self.slot in (None, one.slot)]
         for process in hurt:
             send_signal(process, signal.SIGSTOP if self.stop else signal.SIGKILL)
+            if self.roles == EVERYTHING:  # the hub is the first of them, and the biggest: it takes longest to go
+                assert wait_gone([process], SOON) == set()
         if not self.stop:
             assert wait_gone(hurt, SOON) == set()
-        if self.roles == ("engine",) and not self.stop and self.slot is not None:
-            cluster.slots.wait_dropped(cluster.engines[self.slot].ident, SOON)
+            for engine in engines:
+                cluster.slots.wait_dropped(engine.ident, SOON)
 
     def resume(self, cluster: BackgroundCluster) -> None:
         for process in victims(cluster, *self.roles, slot=self.slot):
@@ -303,7 +308,7 @@ ROWS: list[Row] = [
         "queue_status, hub_history, db_query, purge, apply, balanced, broadcast",
     ),
     *_rows(
-        _kill("the whole controller", "everything of the controller"),
+        _kill("the whole controller", *EVERYTHING),
         CONTROLLER,
         "apply, balanced, broadcast",
         "queue_status, clear",

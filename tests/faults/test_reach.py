@@ -64,7 +64,17 @@ def dead(slot: int = 0, *, nanny: str = "lives", since: float = 0.0) -> Place:
 
 @pytest.mark.parametrize("lane", LANES)
 def test_while_all_are_well_everything_can_be_answered(lane):
+    assert sight().all_well
     assert loss(call(lane), sight()) is None
+
+
+@pytest.mark.parametrize(
+    "seen",
+    [sight(down("iopub relay")), sight(a=dead()), sight(b=Place(1, None, down("nanny")))],
+    ids=["part", "engine", "nanny"],
+)
+def test_whoever_is_down_is_noticed(seen):
+    assert not seen.all_well
 
 
 @pytest.mark.parametrize("stopped", [False, True])
