@@ -145,6 +145,21 @@ def test_who_goes_on_late_answers_again_and_a_late_answer_is_no_news(running, be
 
 
 @pytest.mark.usefixtures("deadman")
+def test_of_load_balanced_tasks_only_those_that_a_stopped_engine_has_are_lost(running, bench):
+    view = bench.client.load_balanced_view()
+    with stopped(running.engines[0].process):
+        tasks = [view.apply_async(os.getpid) for _ in range(4)]
+        outcomes = [outcome_of(task) for task in tasks]
+    lost = [outcome for outcome in outcomes if isinstance(outcome, EngineLost)]
+    assert {one.slot for one in lost} == {0}
+    assert {one for one in outcomes if one not in lost} == {running.engines[1].pid}
+
+
+def outcome_of(task) -> object:
+    return task.get(SOON, return_exceptions=True)
+
+
+@pytest.mark.usefixtures("deadman")
 def test_a_new_engine_in_the_place_of_a_dead_one_answers(running, bench):
     client, old = bench.client, running.engines[1].pid
     lost = client[1].apply_async(hold, str(bench.folder))
@@ -158,6 +173,26 @@ def test_a_new_engine_in_the_place_of_a_dead_one_answers(running, bench):
     running.restore()
     client.wait_for_engines(2, timeout=SOON, interactive=False)
     assert client[1].apply_async(os.getpid).get(SOON) == running.engines[1].pid != old
+
+
+def test_a_client_that_is_made_after_a_repair_is_answered(running, deadman):
+    running.replace([0], SOON)
+    with connected(running) as later:
+        deadman.guard(later.client)
+        assert later.client[:].apply_async(os.getpid).get(SOON) == [engine.pid for engine in running.engines]
+
+
+def test_a_client_that_cannot_be_handed_out_is_closed(running, monkeypatch):
+    made = []
+
+    def refuse(client):
+        made.append(client)
+        raise RuntimeError("no")
+
+    monkeypatch.setattr(running, "handing_out", refuse)
+    with pytest.raises(RuntimeError, match="no"):
+        running.client()
+    assert made[0]._closed
 
 
 @pytest.mark.usefixtures("deadman")
