@@ -23,7 +23,17 @@ ARROWS = {
     "fixtures": {"attendance", "keeper", "stash", "options", "settings", "faults", "hearts", "cluster", "errors"},
     "partners": set(),
     "stash": {"keeper"},  # only for type checkers
-    "keeper": {"upkeep", "deathwatch", "settings", "launchers", "faults", "hearts", "cluster", "report.events", "errors"},
+    "keeper": {
+        "upkeep",
+        "deathwatch",
+        "settings",
+        "launchers",
+        "faults",
+        "hearts",
+        "cluster",
+        "report.events",
+        "errors",
+    },
     "upkeep": {"settings", "hearts", "cluster", "errors"},
     "deathwatch": {"launchers", "cluster", "errors"},
     "leakguard": {"keeper", "settings", "cluster", "report.leaks", "errors"},
