@@ -30,8 +30,12 @@ HUB, OUTPUT, ARRIVAL = "hub", "output", "arrival"
 #: Seconds for an answer that a process had sent before it died to arrive.
 _UNDER_WAY = 0.05
 
-#: Seconds for ipyparallel itself to tell of an engine's death, where somebody is left who does: that takes it 0.02 s.
-_TOLD = 1.0
+#: Seconds for ipyparallel itself to tell of an engine's death, where somebody is left who does: that takes it 0.02 s,
+#: and many times as long on a machine that is overloaded.
+_TOLD = 1.5
+
+#: Seconds for the answers that are likely to come in the end.
+_LIKELY = 1.0
 
 #: What is asked of a process whose end is the answer; it replies just before.
 _FAREWELL = "shutdown_request"
@@ -122,11 +126,11 @@ def _came_after(call: Call, hub: Down, now: float) -> bool:
 
     Between two looks it may have been sent before the end, and be answered.
     """
-    return call.sent > hub.since or (call.sent > hub.well and now - hub.since >= _TOLD)
+    return call.sent > hub.since or (call.sent > hub.well and now - hub.since >= _LIKELY)
 
 
 def _parts(call: Call, sight: Sight, *roles: str) -> Iterator[Down]:
-    patience = _TOLD if call.what == _FAREWELL else _UNDER_WAY
+    patience = _LIKELY if call.what == _FAREWELL else _UNDER_WAY
     yield from (down for down in sight.part(*roles) if _is_over(down, sight, patience))
 
 
@@ -179,7 +183,7 @@ def _needs_broadcast(call: Call, sight: Sight) -> Iterator[Down]:
 
 def _needs_control(call: Call, sight: Sight) -> Iterator[Down]:
     yield from _parts(call, sight, "control scheduler")
-    patience = _TOLD if call.what == _FAREWELL else _UNDER_WAY
+    patience = _LIKELY if call.what == _FAREWELL else _UNDER_WAY
     for place in _places(call, sight):
         signalled = call.what == "signal_request" and place.has_nanny  # the nanny answers that for the engine
         if place.down is not None and not (place.down.stopped and signalled):

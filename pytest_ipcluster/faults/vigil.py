@@ -54,8 +54,8 @@ class Deadman:
             client[1].apply_sync(os._exit, 3)
 
     Such a call raises :class:`EngineLost`, :class:`SchedulerLost` or :class:`ControllerLost`, each a
-    :class:`ClusterLostError`, within 0.1 s of a death and 1 s of a stop. What ipyparallel tells by itself within a
-    second it is left to. Only processes of this host are watched. Clients are let go when they are closed, and by
+    :class:`ClusterLostError`, within 0.1 s of a death and 1 s of a stop. What ipyparallel tells by itself within
+    1.5 s it is left to. Only processes of this host are watched. Clients are let go when they are closed, and by
     ``close()``. ``tell`` takes in words what cannot be watched, instead of a RuntimeWarning.
     """
 

@@ -115,10 +115,10 @@ class TestHub:
 class TestEngine:
     @pytest.mark.parametrize("lane", [DIRECT, BROADCAST])
     @pytest.mark.parametrize("nanny", ["lives", "exited"])
-    def test_its_tasks_are_left_to_ipyparallel_for_a_second_where_its_nanny_tells(self, lane, nanny):
+    def test_its_tasks_are_left_to_ipyparallel_for_a_while_where_its_nanny_tells(self, lane, nanny):
         gone = dead(nanny=nanny)
-        assert loss(call(lane), sight(a=gone, now=0.9)) is None
-        assert loss(call(lane), sight(a=gone, now=1.1)) is gone.down
+        assert loss(call(lane), sight(a=gone, now=1.4)) is None
+        assert loss(call(lane), sight(a=gone, now=1.6)) is gone.down
 
     @pytest.mark.parametrize("nanny", ["killed", "stopped", "none"])
     def test_they_are_lost_where_nobody_tells(self, nanny):
