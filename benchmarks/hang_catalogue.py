@@ -71,9 +71,11 @@ def rows(runs: list[dict]) -> list[Row]:
     slow = sum((run["ours"]["seconds"] or 1e9) > 2 for run in runs if run["plain"]["told"] == "never")
     changed = sum(run["plain"]["told"] != run["ours"]["told"] for run in runs if not run["hangs"])
     return [
-        Row(f"of {len(runs)} calls never come back", "", hanging["ours"], hanging["plain"], "ipyparallel", limit=0),
-        Row("of these take more than 2 s with us", "", slow, limit=0),
-        Row("other calls end differently with us", "", changed, limit=0),
+        Row(
+            f"calls that never come back, of {len(runs)}", "", hanging["ours"], hanging["plain"], "ipyparallel", limit=0
+        ),
+        Row("of these, calls that take more than 2 s with us", "", slow, limit=0),
+        Row("other calls that end differently with us", "", changed, limit=0),
     ]
 
 

@@ -157,11 +157,11 @@ EVERYTHING = ("everything of the controller",)
 
 
 def victims(cluster: BackgroundCluster, *roles: str, slot: int | None = None) -> list[Any]:
-    """Return the processes in these roles; EVERYTHING is the hub and its children."""
+    """Return the processes in these roles, in this order; EVERYTHING is the hub and its children."""
     found = cluster.roll_call().members
     if roles == EVERYTHING:
         return [one.process for one in found if any(part in one.role for part in PARTS)]
-    return [one.process for one in found if one.role in roles and slot in (None, one.slot)]
+    return [one.process for role in roles for one in found if one.role == role and slot in (None, one.slot)]
 
 
 @dataclass(frozen=True)
@@ -243,7 +243,8 @@ ROWS: list[Row] = [
         _kill("a nanny", "nanny", slot=0, heal="restore"), ENGINE, "", "send_signal, clear, abort, shutdown", **FINE
     ),
     *_rows(
-        _kill("an engine and its nanny", "engine", "nanny", slot=0, heal="restore"),
+        # The nanny first: it would tell the hub of the engine's end.
+        _kill("an engine and its nanny", "nanny", "engine", slot=0, heal="restore"),
         ENGINE,
         "",
         "send_signal, clear, abort, shutdown",

@@ -164,7 +164,7 @@ def test_a_new_engine_in_the_place_of_a_dead_one_answers(running, bench):
     client, old = bench.client, running.engines[1].pid
     lost = client[1].apply_async(hold, str(bench.folder))
     bench.wait_until_held()
-    for process in victims(running, "engine", "nanny", slot=1):
+    for process in victims(running, "nanny", "engine", slot=1):
         send_signal(process, signal.SIGKILL)
     with pytest.raises(EngineLost) as caught:
         lost.get(SOON)
