@@ -50,8 +50,9 @@ class Deadman:
 
     ::
 
-        with BackgroundCluster(n=2, private=True) as cluster, Deadman(cluster, client := cluster.client()):
-            client[1].apply_sync(os._exit, 3)
+        with BackgroundCluster(n=2, private=True) as cluster, Deadman(cluster) as deadman:
+            client = cluster.client()
+            deadman.guard(client)
 
     Such a call raises :class:`EngineLost`, :class:`SchedulerLost` or :class:`ControllerLost`, each a
     :class:`ClusterLostError`, within 0.1 s of a death and 1 s of a stop. What ipyparallel tells by itself within
