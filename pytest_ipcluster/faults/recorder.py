@@ -28,8 +28,8 @@ __all__ = ["Recorder"]
 _HANDLERS = 30.0
 
 
-#: Seconds for those who reap an engine to tell how it ended; the handlers that come after ours wait as long.
-_TELLING = 0.02
+#: Seconds for those who reap an engine to tell how it ended.
+_TELLING = 1.0
 
 
 class Recorder:
@@ -56,6 +56,7 @@ class Recorder:
         self._faults: dict[bytes, Fault] = {}
         self._lock = threading.Lock()
         self._failures: list[HeartFailure] = []
+        self._unsure: list[int] = []  # which of them were not complete when they were recorded
         hearts.monitor.add_heart_failure_handler(self._record)
 
     def close(self) -> None:
@@ -77,39 +78,50 @@ class Recorder:
         self._log.add("undone", heart=getattr(victim, "heart", None), slot=victim.slot, detail=detail)
 
     def _record(self, heart: bytes) -> None:
-        """Run on the monitor's thread for each verdict."""
+        """Run on the monitor's thread for each verdict; it waits for nothing, for the next handler is waiting."""
         verdict = self._hearts.monitor.failure_of(heart)
         if verdict is None:
             return
         engine, fault = self._engines.get(heart), self._faults.get(heart)
-        cause, code = self._cause(engine, fault)
         failure = HeartFailure(
             slot=None if engine is None else engine.slot,
             heart=heart,
-            cause=cause,
-            signal=-code if code is not None and code < 0 else None,
+            cause=EXITED,
+            signal=None,
             injected_at=None if fault is None else fault.injected_at,
             last_pong=verdict.last_pong,
             verdict_at=verdict.verdict_at,
             misses=verdict.misses,
-            exit_code=code if code is not None and code >= 0 else None,
         )
+        failure = _with_end(failure, *self._cause(engine, fault, 0.0))
         with self._lock:
+            if failure.cause != MISSED and failure.signal is None and failure.exit_code is None:
+                self._unsure.append(len(self._failures))
             self._failures.append(failure)
         self._log.add("verdict", heart=heart, slot=failure.slot, detail=_told(failure))
 
-    def _cause(self, engine: Engine | None, fault: Fault | None) -> tuple[str, int | None]:
+    def _complete(self) -> None:
+        """Find out how those ended of whom nobody had told that when they were recorded."""
+        while self._unsure:
+            number = self._unsure[0]
+            failure = self._failures[number]
+            end = self._cause(self._engines.get(failure.heart), self._faults.get(failure.heart), _TELLING)
+            with self._lock:
+                if number in self._unsure:  # nobody else has done it meanwhile
+                    self._unsure.remove(number)
+                    self._failures[number] = _with_end(failure, *end)
+
+    def _cause(self, engine: Engine | None, fault: Fault | None, patience: float) -> tuple[str, int | None]:
         """Return why this engine's heart fell silent, and its exit code, minus the number of a signal, where known.
 
-        The system is asked first; what a fault was to do is the second-best source, for who has reaped the process
-        knows more, but tells it later. That is not waited for after a signal that nothing survives.
+        The system is asked first, for so many seconds; what a fault was to do is the second-best source, for who has
+        reaped the process knows more, but tells it later.
         """
         if engine is None:
             return EXITED, None
         if is_alive(engine.process):
             return MISSED, None
-        killed = fault is not None and fault.kind == "kill"
-        code = self._how_ended(engine.process, 0.0 if killed else _TELLING)
+        code = self._how_ended(engine.process, patience)
         deadly = fault is not None and fault.how.deadly
         if not deadly and engine.has_left and (code is None or code >= 0):
             return LEFT, code
@@ -121,7 +133,8 @@ class Recorder:
 
     @property
     def failures(self) -> tuple[HeartFailure, ...]:
-        """The verdicts so far, in order."""
+        """The verdicts so far, in order, each with all that can be known of it; that may take a moment."""
+        self._complete()
         with self._lock:
             return tuple(self._failures)
 
@@ -152,6 +165,17 @@ class Recorder:
 
     def _find(self, fits: Callable[[HeartFailure], bool], heart: bytes | None) -> HeartFailure | None:
         return next((failure for failure in self.failures if failure.heart == heart and fits(failure)), None)
+
+
+def _with_end(failure: HeartFailure, cause: str, code: int | None) -> HeartFailure:
+    """Return the failure with this cause, and this exit code, minus the number of a signal."""
+    killed = code is not None and code < 0
+    return replace(
+        failure,
+        cause=cause,
+        signal=-code if code is not None and killed else None,
+        exit_code=None if killed else code,
+    )
 
 
 def _told(failure: HeartFailure) -> str:

@@ -42,7 +42,7 @@ def keeper_of(run: Run) -> type:  # noqa: C901 - one small class
         """Notes what is asked of it."""
 
         hearts = events = cluster = folder = None
-        deaths = SimpleNamespace(allow=None)
+        deaths = SimpleNamespace(allow=None, allow_members=None)
 
         def __init__(self, *_: object, boss: int | None) -> None:  # noqa: ARG002
             run.note("keeper")
@@ -82,7 +82,7 @@ def keeper_of(run: Run) -> type:  # noqa: C901 - one small class
 
 def injector_of(run: Run) -> type:
     class FaultInjector:
-        def __init__(self, *_: object) -> None:
+        def __init__(self, *_: object, **__: object) -> None:
             run.note("injector")
 
         def close(self) -> None:
