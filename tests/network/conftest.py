@@ -25,21 +25,31 @@ class Network:
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self.file = folder / "engine.json"
-        self.targets = {name: socket.create_server(("127.0.0.1", 0)) for name in (*CHANNELS, "leaf")}
-        for target in self.targets.values():
-            target.settimeout(SOON)
+        self.targets: dict[str, socket.socket] = {}
         self.opened: list[socket.socket] = []
         self.lanes = Lanes(folder, self.file, self.file, self._spawn)
+        self.lanes.open([0, 1])
+        self.begin()
 
     def _spawn(self, command: Sequence[str]) -> subprocess.Popen[bytes]:
         with (self.folder / "log").open("wb") as log:
             return subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=log, stderr=log)
 
-    def write_file(self) -> None:
+    def begin(self) -> None:
+        """Have a new controller, which nobody is connected to, and lanes as if they were new."""
+        self._disconnect()
+        self.targets = {name: socket.create_server(("127.0.0.1", 0)) for name in (*CHANNELS, "leaf")}
+        for target in self.targets.values():
+            target.settimeout(SOON)
+        self.write_file()
+        for slot in self.lanes.slots:
+            self.lanes.clear(slot)
+
+    def write_file(self, interface: str = "tcp://127.0.0.1") -> None:
         """Tell the ports, as a controller does once it has them; broadcasts have two."""
         ports: dict[str, object] = {name: self.targets[name].getsockname()[1] for name in CHANNELS}
         ports["broadcast"] = [ports["broadcast"], self.targets["leaf"].getsockname()[1]]
-        self.file.write_text(json.dumps({"interface": "tcp://127.0.0.1", **ports}))
+        self.file.write_text(json.dumps({"interface": interface, **ports}))
 
     def enter(self, channel: str = "mux", slot: int = 0) -> socket.socket:
         """Connect to a lane, as an engine would."""
@@ -69,21 +79,34 @@ class Network:
         except ConnectionResetError:
             return True
 
-    def close(self) -> None:
-        self.lanes.close()
+    def _disconnect(self) -> None:
         for one in (*self.targets.values(), *self.opened):
             one.close()
-        assert self.lanes.process.wait(SOON) == 0
+        self.opened = []
+
+    def close(self, code: int = 0) -> None:
+        """End the proxy, which is to end with this code, and to have complained of nothing."""
+        self.lanes.close()
+        self._disconnect()
+        assert self.lanes.process.wait(SOON) == code
+        assert "Traceback" not in (self.folder / "log").read_text()
 
 
 @pytest.fixture
 def network() -> Iterator[Network]:
+    """A network of the test's own."""
     with tempfile.TemporaryDirectory(prefix="lanes-") as folder:  # a short path, for a socket
         network = Network(Path(folder))
-        network.lanes.open([0, 1])
-        network.write_file()
         yield network
-        if network.lanes.process.poll() is None:  # a test may have stopped it
-            psutil.Process(network.lanes.process.pid).resume()
+        if network.lanes.process.returncode is None:
+            psutil.Process(network.lanes.process.pid).resume()  # a test may have stopped it
+        network.close(network.lanes.process.returncode or 0)
+
+
+@pytest.fixture(scope="module")
+def one_network() -> Iterator[Network]:
+    """A network for all tests of a module, which begin() on it."""
+    with tempfile.TemporaryDirectory(prefix="lanes-") as folder:
+        network = Network(Path(folder))
+        yield network
         network.close()
-        assert (Path(folder) / "log").read_text().count("Traceback") == 0

@@ -150,7 +150,6 @@ def test_a_proxy_that_has_died_is_told(network):
     network.lanes.process.wait(30)
     with pytest.raises(ClusterError, match=rf"the lanes' proxy \(pid {network.lanes.process.pid}\) has ended"):
         network.lanes.freeze(0)
-    network.lanes.process.returncode = 0  # as the end of this test was
 
 
 def test_a_proxy_that_does_not_answer_is_told(network):
@@ -219,3 +218,20 @@ class TestRoutes:
     def test_without_lanes_nothing_changes(self, environment, monkeypatch):
         monkeypatch.delenv(ROUTES, raising=False)
         assert environment_by_lane(environment, "0") == environment
+
+
+class TestTheProcess:
+    def test_ends_with_the_connection_that_it_is_ordered_by(self, network):
+        near, far = network.connect()
+        network.lanes.freeze(1)
+        network.lanes.close()
+        assert network.lanes.process.wait(30) == 0
+        assert (near.recv(1), far.recv(1)) == (b"", b"")
+
+    def test_listens_on_loopback_only(self, network):
+        process = psutil.Process(network.lanes.process.pid)
+        listening = [one.laddr for one in process.net_connections("tcp") if one.status == psutil.CONN_LISTEN]
+        assert {address.ip for address in listening} == {"127.0.0.1"}
+        assert {address.port for address in listening} == {
+            port for slot in (0, 1) for port in network.lanes.ports(slot).values()
+        }

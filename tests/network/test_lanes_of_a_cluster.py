@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import os
+import subprocess
 import sys
 from collections.abc import Iterator
+from pathlib import Path
 
 import psutil
 import pytest
@@ -215,6 +217,30 @@ class TestTheProxy:
         cluster.bring_up()
         assert cluster.lanes is not first
         assert cluster.lanes.hurt == ()
+
+
+PROGRAM = """
+import sys, threading
+from pytest_ipcluster import BackgroundCluster
+cluster = BackgroundCluster(n=1, private=True, silent=True, network=True)
+cluster.bring_up()
+cluster.lanes.freeze(0)
+folder = cluster.folder
+print(folder.mark, folder.path, folder.guard.process.pid, cluster.lanes.process.pid, flush=True)
+threading.Event().wait(120)
+"""
+
+
+def test_nothing_is_left_when_whoever_uses_it_is_killed():
+    with subprocess.Popen([sys.executable, "-c", PROGRAM], stdout=subprocess.PIPE, text=True) as program:
+        mark, folder, warden, proxy = program.stdout.readline().split()
+        family = marked(mark) | {psutil.Process(int(warden))}
+        assert int(proxy) in {process.pid for process in family}
+        program.kill()
+    _, alive = psutil.wait_procs(family, SOON)
+    assert alive == []
+    assert [one for one in marked(mark) if is_alive(one)] == []
+    assert not Path(folder).exists()
 
 
 class TestWithoutANetwork:

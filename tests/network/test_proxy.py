@@ -55,6 +55,12 @@ class Witness:
 
 
 @pytest.fixture
+def network(one_network):
+    one_network.begin()
+    return one_network
+
+
+@pytest.fixture
 def witness(network):
     return Witness(network)
 
@@ -115,6 +121,12 @@ class TestWithoutFaults:
         network.file.unlink()
         assert network.is_refused()
         network.write_file()
+        near, far = network.connect()
+        near.sendall(b"x")
+        assert receive(far, 1) == b"x"
+
+    def test_a_controller_that_listens_everywhere_is_reached_here(self, network):
+        network.write_file("tcp://*")
         near, far = network.connect()
         near.sendall(b"x")
         assert receive(far, 1) == b"x"
@@ -413,20 +425,3 @@ class TestClear:
         near, far = network.connect()
         near.sendall(b"x")
         assert receive(far, 1) == b"x"
-
-
-class TestTheProcess:
-    def test_ends_with_the_connection_that_it_is_ordered_by(self, network):
-        near, far = network.connect()
-        network.lanes.freeze(1)
-        network.lanes.close()
-        assert network.lanes.process.wait(SOON) == 0
-        assert (near.recv(1), far.recv(1)) == (b"", b"")
-
-    def test_listens_on_loopback_only(self, network):
-        process = psutil.Process(network.lanes.process.pid)
-        listening = [one.laddr for one in process.net_connections("tcp") if one.status == psutil.CONN_LISTEN]
-        assert {address.ip for address in listening} == {"127.0.0.1"}
-        assert {address.port for address in listening} == {
-            port for slot in (0, 1) for port in network.lanes.ports(slot).values()
-        }
