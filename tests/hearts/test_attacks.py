@@ -149,12 +149,12 @@ def test_attack_changes_no_verdict(
             os.kill(fortress.process.pid, signal.SIGCONT)
         else:
             carried_out()
-        fortress.wait_for_beats(5)
+        fortress.wait_for_beats(3)
         died = fortress.kill(A)
         fortress.wait_for("failed", A)
         fortress.engines[C] = fortress.start_engine(fortress.monitor, C)
         fortress.monitor.wait_for_heart(C, SOON)
-        fortress.wait_for_beats(5)
+        fortress.wait_for_beats(3)
         check(fortress, died, "".join(capfd.readouterr()), OPEN.get(name, 0))
 
 
@@ -164,7 +164,7 @@ def test_dead_heart_whose_name_is_taken_does_not_come_back_silently(start: Calla
     mark = len(fortress.monitor.events)
     with attack(fortress, "dead_identity", A) as carried_out:  # the name is taken, which helps nobody
         carried_out()
-        fortress.wait_for_beats(5)
+        fortress.wait_for_beats(3)
         fortress.kill(A)
         fortress.wait_for("failed", A)
     with attack(fortress, "dead_identity", A):

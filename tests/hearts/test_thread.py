@@ -116,9 +116,9 @@ def test_senseless_setting_is_raised_by_start() -> None:
 def test_start_that_takes_too_long_says_what_it_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
     go_on, real = threading.Event(), thread_module.bind
 
-    def slow(socket: zmq.Socket[bytes], url: str) -> tuple[zmq.Socket[bytes], str]:
+    def slow(*args: object) -> tuple[zmq.Socket[bytes], str]:
         go_on.wait(30)
-        return real(socket, url)
+        return real(*args)
 
     monkeypatch.setattr(thread_module, "bind", slow)
     thread = MonitorThread()
