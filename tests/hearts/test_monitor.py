@@ -572,3 +572,34 @@ def test_loop_is_the_current_one_by_default() -> None:
     loop.start()
     loop.close()
     assert found == [True]
+
+
+# -- who is heard
+
+
+def test_muted_heart_fails_and_returns_when_it_is_heard_again(desk: Desk) -> None:
+    desk.say(A, desk.ping)
+    desk.beat()
+    desk.monitor.mute(A)
+    for _ in range(3):
+        desk.say(A, desk.ping)
+        desk.beat()
+    assert desk.monitor.failure_of(A) is not None
+    desk.monitor.unmute(A)
+    desk.say(A, desk.ping)
+    desk.beat()
+    assert desk.monitor.hearts == {A}
+    told = [event.kind for event in desk.events.since() if event.heart == A]
+    assert told == ["new heart", "muted", "missed", "missed", "missed", "failed", "unmuted", "returned"]
+
+
+def test_heart_is_watched_when_it_is_allowed_and_not_before() -> None:
+    desk = Desk(allowed=[])
+    try:
+        desk.say(A, desk.ping)
+        desk.beat()
+        assert desk.monitor.hearts == set()
+        desk.monitor.allow(A)
+        assert desk.monitor.hearts == {A}
+    finally:
+        desk.close()
