@@ -28,6 +28,13 @@ def test_death_is_told_and_the_engine_replaced(ipcluster, ipcluster_client, hear
         heart_failure.kill(1)
 
 
+def test_engine_that_a_test_asked_for_is_watched_in_this_test(ipcluster, heart_failure, heart_monitor, request):
+    with heart_failure.expect(slot=0, within=SOON):
+        heart_failure.kill(0)
+    ipcluster.restore()
+    talk(request).hearts.wait_for_heart(ipcluster.engines[0].heart, SOON)
+
+
 def test_hearts_have_keys_that_nobody_else_can_read(ipcluster, ipcluster_client, heart_monitor, request):
     keeper = talk(request)
     assert keeper.hearts.ping_url.startswith("tcp://127.0.0.1:")
@@ -67,9 +74,9 @@ def test_stranger_is_not_watched(ipcluster_client, heart_monitor, request):
 @pytest.mark.parametrize("monitor", ["thread", "process"])
 def test_over_tcp_the_hearts_have_keys(run, pytester, monitor):
     pytester.makeconftest(TCP)
-    run(TESTS, f"--ipcluster-monitor={monitor}", "--ipcluster-n=2").assert_outcomes(passed=3)
+    run(TESTS, f"--ipcluster-monitor={monitor}", "--ipcluster-n=2").assert_outcomes(passed=4)
 
 
 def test_over_unix_sockets_no_keys_are_needed_and_only_engines_are_watched(run):
     result = run(TESTS, "--ipcluster-n=2", "-k", "not keys")
-    result.assert_outcomes(passed=2, deselected=1)
+    result.assert_outcomes(passed=3, deselected=1)
