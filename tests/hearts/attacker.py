@@ -36,9 +36,10 @@ class Attacker:
         self.context = zmq.Context()
         self.random = random.Random(5)
 
-    def dealer(self, identity: bytes = b"") -> zmq.Socket[bytes]:
+    def dealer(self, identity: bytes = b"", *, waiting: int = 1000) -> zmq.Socket[bytes]:
+        """Connect, with so many messages at most that wait to be sent: they count against our own limit of memory."""
         voice = self.context.socket(zmq.DEALER)
-        voice.linger, voice.sndtimeo = 0, 200
+        voice.linger, voice.sndtimeo, voice.sndhwm = 0, 200, waiting
         if identity:
             voice.identity = identity
         voice.connect(self.pong)
@@ -98,14 +99,14 @@ def many_parts(attacker: Attacker) -> Iterator[None]:
 
 
 def big_frame(attacker: Attacker) -> Iterator[None]:
-    voice, payload = attacker.dealer(), bytes(50 * MEGABYTE)
+    voice, payload = attacker.dealer(waiting=3), bytes(50 * MEGABYTE)
     while True:
         send(voice, payload)
         yield
 
 
 def many_megabytes(attacker: Attacker) -> Iterator[None]:
-    voice, payload = attacker.dealer(), bytes(MEGABYTE)
+    voice, payload = attacker.dealer(waiting=300), bytes(MEGABYTE)
     while True:
         for _ in range(300):
             send(voice, payload)

@@ -180,12 +180,22 @@ print(sorted(name for name in sys.modules if name.startswith("pytest_ipcluster")
 """
 
 
-@pytest.mark.parametrize("module", ["pytest_ipcluster.hearts.heart", "pytest_ipcluster.hearts.agent"])
-def test_what_runs_in_engines_needs_pyzmq_only(module: str) -> None:
+@pytest.mark.parametrize(
+    ("module", "others"),
+    [("pytest_ipcluster.hearts.heart", []), ("pytest_ipcluster.hearts.agent", ["crash", "farewell", "tasks"])],
+)
+def test_what_runs_in_engines_needs_pyzmq_only(module: str, others: list[str]) -> None:
     done = run_python(ALONE.format(module=module))
     assert done.returncode == 0, done.stderr
     hearts = "pytest_ipcluster.hearts"
-    needed = {"pytest_ipcluster", hearts, f"{hearts}.heart", f"{hearts}.keys", module}
+    needed = {
+        "pytest_ipcluster",
+        hearts,
+        f"{hearts}.heart",
+        f"{hearts}.keys",
+        module,
+        *(f"{hearts}.{one}" for one in others),
+    }
     assert done.stdout.strip() == str(sorted(needed))
 
 

@@ -168,7 +168,7 @@ class TestAHeartbeat:
         cluster.lanes.heal(0)
         self.beats(cluster, 3)
         assert not asker.knows()
-        assert engine.state == "running"
+        assert engine.state == "zombie"
         assert [repair.reason for repair in cluster.restore()] == ["the hub had dropped the engine"]
 
     @pytest.mark.parametrize("fault", ["reset", "cut"])
