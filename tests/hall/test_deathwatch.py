@@ -175,6 +175,9 @@ class Roll:
     def strike_slot(self, heart):
         self.struck.append(heart)
 
+    def strike(self, members):
+        self.struck += members
+
 
 class Cluster(SimpleNamespace):
     """A cluster of two engines."""
@@ -214,8 +217,29 @@ def test_an_engine_that_the_plugin_ends_is_not_missed_but_one_that_was_dead_befo
     assert (looked, cluster.roll.struck) == ([["engine 1"]], [b"1"])
 
 
+@pytest.mark.parametrize(
+    ("asked", "struck"),
+    [
+        (["task scheduler"], {"task scheduler"}),
+        (["nanny"], {"nanny"}),
+        (["ipcluster"], {"ipcluster"}),
+        (["controller"], {"controller", "task scheduler", "nanny", "ipcluster", "engine"}),
+        (["heart monitor of the hub"], {"controller", "task scheduler", "nanny", "ipcluster", "engine"}),
+        ([], set()),
+    ],
+)
+def test_other_processes_may_die_with_what_they_take_along(asked, struck):
+    roles = ["warden", "forkserver", "ipcluster", "controller", "task scheduler", "engine", "nanny"]
+    cluster, watch = Cluster(), DeathWatch()
+    watch.begin(cluster)
+    cluster.roll.members = [SimpleNamespace(role=role) for role in roles]
+    watch.allow_members(SimpleNamespace(role=role) for role in asked)
+    assert {member.role for member in cluster.roll.struck} - set(asked) == struck - set(asked)
+
+
 def test_without_a_cluster_nobody_is_missed(looked):
     watch = DeathWatch()
+    watch.allow_members([SimpleNamespace(role="controller")])
     watch.leaving(b"1")
     watch.allow(Cluster.engines[1])
     watch.end()
