@@ -8,6 +8,7 @@ import signal
 import socket as sockets
 import subprocess
 import threading
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -54,6 +55,12 @@ class Watch:
         while self.thread.call(lambda: self.monitor.lifetime) == beats:
             pass
 
+    def wait_for_answer(self, heart: bytes) -> None:
+        """Wait until this heart has answered since the last beat: a beat that is made by hand may come too soon."""
+        deadline = time.monotonic() + SOON
+        while not self.thread.call(lambda: heart in self.monitor.responses):
+            assert time.monotonic() < deadline
+
     def wait_for(self, kind: str, heart: bytes, since: int = 0) -> Event:
         event = self.events.wait_for(lambda event: event.kind == kind and event.heart == heart, SOON, since=since)
         assert event is not None, f"no {kind!r} of {heart!r} among {self.events.since()}"
@@ -94,6 +101,7 @@ def test_death_is_noticed_before_the_next_beat_and_told_once(watch: Watch, begin
     event = watch.wait_for("failed", A, since=mark)
     assert event.detail.startswith("its connection broke and its process is gone, last pong ")
     assert other.poll() is None
+    watch.wait_for_answer(B)
     watch.thread.call(watch.monitor.beat)
     assert watch.failed == [A]
     assert watch.kinds(A, mark) == ["failed"] or watch.kinds(A, mark) == ["suspected", "failed"]
