@@ -239,7 +239,7 @@ class FaultInjector(NetworkFaults):
         ]
 
     def _resume(self, victims: Sequence[Victim]) -> None:
-        for victim in victims:
+        for victim in self._free(victims, "pause"):
             if resume(victim.process):
                 self._recorder.undone(victim, f"resumed pid {victim.process.pid}")
         self._see_to_zombies([engine for engine in self._cluster.engines if engine in victims])

@@ -113,10 +113,14 @@ class Fault:
         return (*(engine for engine in self.engines if engine.slot not in self._settled), *self.members)
 
     def undo(self) -> None:
-        """Let it act no longer. Engines that it has killed are replaced, under their old ids. May be called twice."""
-        self.how.undo(self.acts_on)
+        """Let it act no longer. Engines that it has killed are replaced, under their old ids. May be called twice.
+
+        Whom another fault of this kind still acts on is left as it is.
+        """
+        victims = self.acts_on
         self.settle(self.slots)
         self.undone_at = self.undone_at or time.monotonic()
+        self.how.undo(victims)
 
     def settle(self, slots: Iterable[int]) -> None:
         """Take note that it acts no longer on these slots."""

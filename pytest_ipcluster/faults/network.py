@@ -22,6 +22,9 @@ __all__ = ["NETWORK", "NetworkFaults"]
 #: What :meth:`NetworkFaults.heal` takes back.
 NETWORK = ("isolate", "delay", "reset", "half_open", "cut")
 
+#: Those of them that act until they are taken back; the others are over at once.
+_LASTING = ("isolate", "delay")
+
 #: Which connections of an engine: by ipyparallel's names for its channels, see ``Lanes``; None is all of them.
 Channels = str | Iterable[str] | None
 
@@ -37,11 +40,11 @@ class NetworkFaults(Verdicts):
 
     def mute(self, slot: Target) -> Fault:
         """Have the heart monitor hear these engines no more; they work, and the controller hears them."""
-        return self._hit(Kind("mute", MISSED, self._mute, self._unmute), slot, "engine")
+        return self._hit(Kind("mute", MISSED, self._mute, self._hear_again), slot, "engine")
 
     def unmute(self, slot: Target) -> Fault:
         """Hear muted engines again; their hearts soon return."""
-        return self._take_back(Kind("unmute", "", lambda victim: self._unmute([victim])), slot, ("mute",))
+        return self._take_back(Kind("unmute", "", self._speak), slot, ("mute",))
 
     def isolate(self, slot: Target, *, channels: Channels = None, direction: str | None = None) -> Fault:
         """Cut engines off: what is sent waits, and arrives after the healing, as in a partition of the network.
@@ -93,7 +96,7 @@ class NetworkFaults(Verdicts):
         An engine that the hub has dropped meanwhile is treated as after a pause.
         """
         self._lanes()
-        return self._take_back(Kind("heal", "", lambda victim: self._reconnect([victim])), slot, NETWORK)
+        return self._take_back(Kind("heal", "", self._mend), slot, NETWORK)
 
     # -- how they are done -------------------------------------------------------------------------
 
@@ -128,11 +131,33 @@ class NetworkFaults(Verdicts):
         for victim in victims:
             self._hearts.call(self._hearts.monitor.unmute, self._heart_in(_slot(victim)))
 
+    def _hear_again(self, victims: Sequence[Victim]) -> None:
+        """Hear hearts again that no other fault mutes."""
+        self._unmute([victim for victim in self._free(victims, "mute") if not self._is_cut_off(victim)])
+
+    def _is_cut_off(self, victim: Victim) -> bool:
+        return any(fault.kind == "isolate" and fault.sees and victim in fault.acts_on for fault in self._faults)
+
     def _reconnect(self, victims: Sequence[Victim]) -> None:
+        """Undo one fault of lanes. Healing undoes all of them, so those that still act are done again."""
         for victim in victims:
             self._lanes().heal(_slot(victim))
-        self._unmute(victims)
+            for other in self._faults:
+                if other.kind in _LASTING and victim in other.acts_on:
+                    other.how.inject(victim)
+        self._hear_again(victims)
         self._see_to_zombies([engine for engine in self._cluster.engines if engine in victims])
+
+    def _speak(self, victim: Victim) -> None:
+        """Hear a heart again, unless its engine is cut off."""
+        if not self._is_cut_off(victim):
+            self._unmute([victim])
+
+    def _mend(self, victim: Victim) -> None:
+        """Undo everything that was done to a lane."""
+        self._lanes().heal(_slot(victim))
+        self._unmute(self._free([victim], "mute"))
+        self._see_to_zombies([engine for engine in self._cluster.engines if engine == victim])
 
     def _heart_in(self, slot: int) -> bytes:
         return next(engine.heart for engine in self._cluster.engines if engine.slot == slot)

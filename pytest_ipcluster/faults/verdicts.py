@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, NoReturn
 
@@ -15,6 +15,7 @@ from pytest_ipcluster.faults.targets import check_slot
 if TYPE_CHECKING:
     from pytest_ipcluster.cluster.background import BackgroundCluster
     from pytest_ipcluster.cluster.engines import Engine
+    from pytest_ipcluster.faults.kinds import Victim
     from pytest_ipcluster.hearts.thread import MonitorThread
     from pytest_ipcluster.report.events import Event, EventLog
 
@@ -36,6 +37,11 @@ class Verdicts:
         self._allow = allow
         self._recorder = Recorder(hearts, log, cluster.engines, cluster.how_ended, cluster.controller)
         self._faults: list[Fault] = []
+
+    def _free(self, victims: Iterable[Victim], *kinds: str) -> list[Victim]:
+        """Return those on whom no fault of these kinds acts."""
+        acting = [victim for fault in self._faults if fault.kind in kinds for victim in fault.acts_on]
+        return [victim for victim in victims if victim not in acting]
 
     @property
     def faults(self) -> tuple[Fault, ...]:

@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from itertools import islice
+from types import SimpleNamespace
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 
-from pytest_ipcluster.faults.plan import KINDS, Plan, steps
+from pytest_ipcluster.faults.plan import KINDS, Plan, Step, steps
 
 # Any limit that the slowest machine keeps.
 SOON = 30.0
@@ -112,6 +117,56 @@ def test_what_chance_has_chosen_is_told_with_how_to_have_it_again(cluster, heart
     injector.pause("all")
     injector.close()
     assert told == [f"one of the engines: slots {fault.slots}; to replay: seed 7"]
+
+
+class Planning(RuleBasedStateMachine):
+    """A plan is let go on step by step, and ended at any moment."""
+
+    @initialize(
+        seed=st.integers(0, 99),
+        n=st.integers(1, 4),
+        kinds=st.sets(st.sampled_from(KINDS), min_size=1),
+        count=st.integers(0, 6),
+    )
+    def begin(self, seed: int, n: int, kinds: set[str], count: int) -> None:
+        how = {"rate": FAST, "kinds": sorted(kinds)}
+        self.planned = tuple(islice(steps(seed, n, **how), count))
+        self.allowed, self.acting, self.healed = threading.Semaphore(0), [], []
+        self.plan = Plan(steps(seed, n, **how), count, self.inject, self.healed.append, seed=seed, replay="")
+        self.plan.__enter__()
+
+    @contextmanager
+    def inject(self, step: Step) -> Iterator[SimpleNamespace]:
+        self.allowed.acquire()
+        assert not self.acting
+        self.acting.append(step)
+        yield SimpleNamespace(wait=lambda _: step.slot)
+        self.acting.remove(step)
+
+    @rule()
+    def let_one_step_go(self) -> None:
+        done = len(self.healed)
+        self.allowed.release()
+        deadline = time.monotonic() + SOON
+        while len(self.healed) == done < len(self.planned):
+            assert time.monotonic() < deadline
+
+    @invariant()
+    def what_was_done_is_what_was_planned(self) -> None:
+        done = len(self.healed)
+        assert self.plan.steps[:done] == self.planned[:done]
+        assert list(self.plan.failures[:done]) == [step.slot for step in self.planned[:done]]
+
+    def teardown(self) -> None:
+        self.allowed.release(10)
+        self.plan.__exit__(None, None, None)
+        assert self.acting == []
+        assert self.plan.steps == self.planned[: len(self.plan.steps)]
+        assert len(self.healed) == len(self.plan.steps)
+
+
+Planning.TestCase.settings = settings(max_examples=100, stateful_step_count=10, deadline=None)
+TestPlanning = Planning.TestCase
 
 
 def failing(_: object) -> None:
