@@ -107,9 +107,7 @@ class FaultInjector(NetworkFaults):
         signum = _signal_named("SIGCONT")
         fault = self._hit(Kind("resume", "", _sender(signum), signal=signum), slot, role)
         for pause in self._lasting("pause"):
-            if set(pause.members) <= set(fault.members):
-                pause.members = ()
-            pause.settle(fault.slots)
+            pause.settle(fault.slots, fault.members)
         self._see_to_zombies(fault.engines)
         return fault
 
@@ -239,10 +237,11 @@ class FaultInjector(NetworkFaults):
         ]
 
     def _resume(self, victims: Sequence[Victim]) -> None:
-        for victim in self._free(victims, "pause"):
+        free = self._free(victims, "pause")
+        for victim in free:
             if resume(victim.process):
                 self._recorder.undone(victim, f"resumed pid {victim.process.pid}")
-        self._see_to_zombies([engine for engine in self._cluster.engines if engine in victims])
+        self._see_to_zombies([engine for engine in self._cluster.engines if engine in free])
 
     def _see_to_zombies(self, engines: Sequence[Engine]) -> None:
         """Replace engines that the hub has dropped while they did not answer, or whatever is asked for."""

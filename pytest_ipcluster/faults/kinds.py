@@ -78,7 +78,7 @@ class Fault:
     _wait_for: Callable[[Engine, float, float], HeartFailure] = field(repr=False)
     injected_at: float | None = None
     undone_at: float | None = None
-    _settled: set[int] = field(default_factory=set, repr=False)
+    _settled: set[int | Member] = field(default_factory=set, repr=False)
 
     @property
     def kind(self) -> str:
@@ -110,7 +110,8 @@ class Fault:
         """Whom it still acts on."""
         if self.undone_at is not None:
             return ()
-        return (*(engine for engine in self.engines if engine.slot not in self._settled), *self.members)
+        engines = (engine for engine in self.engines if engine.slot not in self._settled)
+        return (*engines, *(member for member in self.members if member not in self._settled))
 
     def undo(self) -> None:
         """Let it act no longer. Engines that it has killed are replaced, under their old ids. May be called twice.
@@ -118,14 +119,13 @@ class Fault:
         Whom another fault of this kind still acts on is left as it is.
         """
         victims = self.acts_on
-        self.settle(self.slots)
-        self.undone_at = self.undone_at or time.monotonic()
+        self.settle(self.slots, self.members)
         self.how.undo(victims)
 
-    def settle(self, slots: Iterable[int]) -> None:
-        """Take note that it acts no longer on these slots."""
-        self._settled.update(slots)
-        if self._settled >= set(self.slots) and not self.members:
+    def settle(self, slots: Iterable[int], members: Iterable[Member] = ()) -> None:
+        """Take note that it acts no longer on these slots and these other processes."""
+        self._settled.update(slots, members)
+        if self._settled.issuperset((*self.slots, *self.members)):
             self.undone_at = self.undone_at or time.monotonic()
 
     def __enter__(self) -> Fault:

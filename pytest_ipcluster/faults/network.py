@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 from typing import TYPE_CHECKING
@@ -29,7 +30,7 @@ _LASTING = ("isolate", "delay")
 Channels = str | Iterable[str] | None
 
 
-class NetworkFaults(Verdicts):
+class NetworkFaults(Verdicts, ABC):
     """The faults that need no signal. All but ``mute`` need a cluster with ``network=True``.
 
     ``channels`` and ``direction`` are as for :class:`Lanes`; left out they mean all and both.
@@ -100,11 +101,13 @@ class NetworkFaults(Verdicts):
 
     # -- how they are done -------------------------------------------------------------------------
 
+    @abstractmethod
     def _hit(self, kind: Kind, slot: Target | None, role: str) -> Fault:
-        raise NotImplementedError
+        """Choose whom to hit, declare the fault, then do it."""
 
+    @abstractmethod
     def _see_to_zombies(self, engines: Sequence[Engine]) -> None:
-        raise NotImplementedError
+        """Do what is to be done about those that the hub has dropped."""
 
     def _hurt(self, name: str, slot: Target, hurt: Callable[[int], object]) -> Fault:
         """Do something to lanes that hearts don't notice."""

@@ -102,9 +102,9 @@ class Recorder:
 
     def _complete(self) -> None:
         """Find out how those ended of whom nobody had told that when they were recorded."""
-        while self._unsure:
-            number = self._unsure[0]
-            failure = self._failures[number]
+        with self._lock:
+            unsure = [(number, self._failures[number]) for number in self._unsure]
+        for number, failure in unsure:
             end = self._cause(self._engines.get(failure.heart), self._faults.get(failure.heart), _TELLING)
             with self._lock:
                 if number in self._unsure:  # nobody else has done it meanwhile

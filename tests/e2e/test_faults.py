@@ -194,6 +194,7 @@ def test_a_paused_hub_goes_on_when_it_is_resumed(ipcluster_client, heart_failure
     fault = heart_failure.pause(role="hub")
     heart_failure.resume(role="hub")
     assert fault.undone_at is not None
+    assert [member.role for member in fault.members] == ["controller"]  # the record stays what it was
     assert ipcluster_client.queue_status()
 
 
