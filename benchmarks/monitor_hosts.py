@@ -158,7 +158,7 @@ class Bare:
             due += self._period
             while (left := due - time.monotonic()) > 0:
                 if self._pongs.poll(1000 * left):
-                    time.sleep(min(_REST, left))
+                    time.sleep(min(_REST, left))  # more pongs may come meanwhile: one wake-up for all
                     self._read()
 
     def _read(self) -> None:

@@ -122,7 +122,7 @@ def ended_with(process: psutil.Process, logs: Path, output: Path, patience: floa
     """
     deadline = time.monotonic() + patience
     while (code := _written(process, logs, output)) is None and time.monotonic() < deadline:
-        time.sleep(_AGAIN)
+        time.sleep(_AGAIN)  # the kernel and two logs are asked: no one notice covers them
     return code
 
 

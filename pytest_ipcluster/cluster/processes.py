@@ -185,7 +185,7 @@ def _environment_after_exec(process: psutil.Process) -> Mapping[str, str]:
     """Wait while Linux has given the process its program, and neither arguments nor an environment yet."""
     deadline = time.monotonic() + _EXEC
     while process.exe() and not process.cmdline() and time.monotonic() < deadline:
-        time.sleep(0.001)
+        time.sleep(0.001)  # the end of an exec announces itself to nobody
     return process.environ()
 
 

@@ -66,7 +66,7 @@ def _wait_quiet(files: list[tuple[Path, int]], timeout: float) -> None:
     """Wait until each of these has grown and grows no more: nothing marks the end of what faulthandler writes."""
     deadline, quiet, before = time.monotonic() + timeout, 0, [begun for _, begun in files]
     while files and quiet < _QUIET and time.monotonic() < deadline:
-        time.sleep(_AGAIN)
+        time.sleep(_AGAIN)  # faulthandler tells nobody that it has written
         sizes = [_size(file) for file, _ in files]
         grown = all(size > begun for size, (_, begun) in zip(sizes, files, strict=True))
         quiet = quiet + 1 if grown and sizes == before else 0

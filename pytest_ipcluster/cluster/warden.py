@@ -359,7 +359,7 @@ def _environment(process: psutil.Process) -> dict[str, str]:
         return found
     deadline = time.monotonic() + _EXEC
     while process.exe() and not process.cmdline() and time.monotonic() < deadline:
-        time.sleep(0.001)
+        time.sleep(0.001)  # the end of an exec announces itself to nobody
     return process.environ()
 
 

@@ -36,9 +36,6 @@ _GRACE = 1.0
 #: Seconds for the heart of an engine that replaces a killed one.
 _FIRST_BEAT = 30.0
 
-#: Faults that act until they are taken back.
-_LASTING = ("pause", "mute", "isolate", "delay")
-
 #: What each way to crash looks like from outside: the signal, or None where the process exits.
 _CRASHES = {"exit": None, "segfault": "SIGSEGV", "abort": "SIGABRT", "oom": "SIGKILL"}
 
@@ -100,14 +97,15 @@ class FaultInjector(NetworkFaults):
     def pause(self, slot: Target | None = None, *, role: str = "engine") -> Fault:
         """Stop with SIGSTOP: an engine exists but answers nothing, the classic lost heartbeat."""
         signum = _signal_named("SIGSTOP")
-        return self._hit(Kind("pause", MISSED, _sender(signum), self._resume, signum), slot, role)
+        return self._hit(Kind("pause", MISSED, _sender(signum), self._resume, signum, lasting=True), slot, role)
 
     def resume(self, slot: Target | None = None, *, role: str = "engine") -> Fault:
         """Let what is paused go on with SIGCONT; hearts are soon heard again."""
         signum = _signal_named("SIGCONT")
         fault = self._hit(Kind("resume", "", _sender(signum), signal=signum), slot, role)
-        for pause in self._lasting("pause"):
-            pause.settle(fault.slots, fault.members)
+        for pause in self._lasting():
+            if pause.kind == "pause":
+                pause.settle(fault.slots, fault.members)
         self._see_to_zombies(fault.engines)
         return fault
 
@@ -228,13 +226,9 @@ class FaultInjector(NetworkFaults):
         if not self._cluster.owns(victim.process):
             raise FaultError(f"refusing to {kind} pid {victim.process.pid} in {who}: it is not of this cluster")
 
-    def _lasting(self, *kinds: str) -> list[Fault]:
-        """Return the faults that still act and can be taken back without replacing anybody, of these kinds if given."""
-        return [
-            fault
-            for fault in self._faults
-            if fault.undone_at is None and not fault.how.deadly and fault.kind in (kinds or _LASTING)
-        ]
+    def _lasting(self) -> list[Fault]:
+        """Return the faults that act until they are taken back, and have not been."""
+        return [fault for fault in self._faults if fault.how.lasting and fault.undone_at is None]
 
     def _resume(self, victims: Sequence[Victim]) -> None:
         free = self._free(victims, "pause")

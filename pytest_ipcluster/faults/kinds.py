@@ -50,8 +50,8 @@ class HeartFailure:
 class Kind:
     """A way to hurt: its name, the cause for which hearts will fail (empty when they won't), and the signal, if any.
 
-    Who is hit by a ``deadly`` one is on the way out. ``inject`` does it to one engine or other member of the cluster,
-    ``undo`` takes it back from several.
+    Who is hit by a ``deadly`` one is on the way out; a ``lasting`` one acts until it is taken back. ``inject`` does it
+    to one engine or other member of the cluster, ``undo`` takes it back from several.
     """
 
     name: str
@@ -60,6 +60,7 @@ class Kind:
     undo: Callable[[Sequence[Victim]], object] = lambda _: None
     signal: int | None = None
     deadly: bool = False
+    lasting: bool = False
 
 
 @dataclass(slots=True)

@@ -45,7 +45,7 @@ def wait_until_running(
         done = result.done()
         if done or time.monotonic() >= deadline:
             raise AssertionError(_complaint(tuple(engines()), tasks, "" if done else f" within {timeout:g} s"))
-        time.sleep(_TURN)
+        time.sleep(_TURN)  # memory that another process writes to has no notice
     return running
 
 

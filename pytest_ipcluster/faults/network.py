@@ -23,9 +23,6 @@ __all__ = ["NETWORK", "NetworkFaults"]
 #: What :meth:`NetworkFaults.heal` takes back.
 NETWORK = ("isolate", "delay", "reset", "half_open", "cut")
 
-#: Those of them that act until they are taken back; the others are over at once.
-_LASTING = ("isolate", "delay")
-
 #: Which connections of an engine: by ipyparallel's names for its channels, see ``Lanes``; None is all of them.
 Channels = str | Iterable[str] | None
 
@@ -41,7 +38,7 @@ class NetworkFaults(Verdicts, ABC):
 
     def mute(self, slot: Target) -> Fault:
         """Have the heart monitor hear these engines no more; they work, and the controller hears them."""
-        return self._hit(Kind("mute", MISSED, self._mute, self._hear_again), slot, "engine")
+        return self._hit(Kind("mute", MISSED, self._mute, self._hear_again, lasting=True), slot, "engine")
 
     def unmute(self, slot: Target) -> Fault:
         """Hear muted engines again; their hearts soon return."""
@@ -60,7 +57,8 @@ class NetworkFaults(Verdicts, ABC):
             if whole:
                 self._mute(victim)
 
-        return self._hit(Kind("isolate", MISSED if whole else "", inject, self._reconnect), slot, "engine")
+        kind = Kind("isolate", MISSED if whole else "", inject, self._reconnect, lasting=True)
+        return self._hit(kind, slot, "engine")
 
     def delay(
         self,
@@ -74,7 +72,7 @@ class NetworkFaults(Verdicts, ABC):
         """Have everything arrive so many seconds later, give or take the jitter, in order."""
         seed, lanes = self._chance.randrange(2**32), self._lanes()
         hurt = partial(lanes.delay, seconds=seconds, jitter=jitter, channels=channels, direction=direction, seed=seed)
-        return self._hurt("delay", slot, hurt)
+        return self._hurt("delay", slot, hurt, lasting=True)
 
     def reset(self, slot: Target, *, channels: Channels = None) -> Fault:
         """Break the connections that there are, for both ends; they are made again. What is on its way is lost."""
@@ -109,9 +107,10 @@ class NetworkFaults(Verdicts, ABC):
     def _see_to_zombies(self, engines: Sequence[Engine]) -> None:
         """Do what is to be done about those that the hub has dropped."""
 
-    def _hurt(self, name: str, slot: Target, hurt: Callable[[int], object]) -> Fault:
+    def _hurt(self, name: str, slot: Target, hurt: Callable[[int], object], *, lasting: bool = False) -> Fault:
         """Do something to lanes that hearts don't notice."""
-        return self._hit(Kind(name, "", lambda victim: hurt(_slot(victim)), self._reconnect), slot, "engine")
+        kind = Kind(name, "", lambda victim: hurt(_slot(victim)), self._reconnect, lasting=lasting)
+        return self._hit(kind, slot, "engine")
 
     def _take_back(self, kind: Kind, slot: Target, names: Sequence[str]) -> Fault:
         """Do what undoes faults of these names, and take note in them."""
@@ -146,7 +145,7 @@ class NetworkFaults(Verdicts, ABC):
         for victim in victims:
             self._lanes().heal(_slot(victim))
             for other in self._faults:
-                if other.kind in _LASTING and victim in other.acts_on:
+                if other.how.lasting and other.kind in NETWORK and victim in other.acts_on:
                     other.how.inject(victim)
         self._hear_again(victims)
         self._see_to_zombies([engine for engine in self._cluster.engines if engine in victims])

@@ -149,7 +149,7 @@ class Deadman:
                 self._expire()
                 busy = any(guarded.busy for guarded, _ in self._guarded)
             if busy:
-                time.sleep(POLL)
+                time.sleep(POLL)  # of a stop nothing tells but the state of the process
             else:
                 self._sleep()
 

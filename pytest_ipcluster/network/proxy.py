@@ -51,7 +51,7 @@ class Channel:
                 near, _ = await asyncio.get_running_loop().sock_accept(self._listener)
             except OSError as error:  # no more descriptors, which can change
                 log(f"cannot accept a connection: {error!r}")
-                await asyncio.sleep(_AGAIN)
+                await asyncio.sleep(_AGAIN)  # that one is free again is told to nobody
                 continue
             task = asyncio.create_task(self._serve(near))
             self._tasks.add(task)
