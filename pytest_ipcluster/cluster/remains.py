@@ -9,7 +9,6 @@ import os
 import sys
 import threading
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from types import FrameType
 
@@ -20,6 +19,9 @@ _HEART = "ipcluster-heart"
 
 #: Seconds that the threads of earlier tasks get to come to their ends.
 _GRACE = 0.1
+
+#: The most times that the children are read while threads come and go.
+_READS = 100
 
 
 class Remains:
@@ -72,12 +74,20 @@ def _waits_for_work(frame: FrameType | None) -> bool:
     return frame is not None and pool is not None and frame.f_code is pool._worker.__code__
 
 
-def _children() -> Iterator[int]:
-    """Yield the living children of this process, where Linux tells them."""
-    for path in Path("/proc/self/task").glob("*/children"):
-        for pid in path.read_text().split():
-            if _runs(pid):
-                yield int(pid)
+def _children() -> list[int]:
+    """Return the living children of this process, where Linux tells them.
+
+    A thread that ends hands its children to another one, whose list may have been read by then. So all are read again.
+    """
+    found: set[str] = set()
+    for _ in range(_READS):
+        try:
+            for path in Path("/proc/self/task").glob("*/children"):
+                found.update(path.read_text().split())
+            break
+        except (FileNotFoundError, ProcessLookupError):  # the thread has ended meanwhile
+            continue
+    return [int(pid) for pid in found if _runs(pid)]
 
 
 def _runs(pid: str) -> bool:

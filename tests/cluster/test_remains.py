@@ -8,6 +8,7 @@ import sys
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import pytest
 
@@ -54,6 +55,28 @@ def test_a_thread_below_threading_is_told(remains, over):
 def test_a_thread_that_is_just_ending_gets_the_time(remains):
     threading.Thread(target=time.sleep, args=(0.02,)).start()
     assert remains.complaints() == []
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux lists the children of each thread")
+def test_a_thread_that_ends_while_the_children_are_read_does_no_harm(over, monkeypatch):
+    ending = threading.Thread(target=over.wait)
+    ending.start()
+    remains = Remains()
+    child = subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE)
+    before = Path.glob
+
+    def listed_and_gone(folder, pattern):
+        paths = list(before(folder, pattern))
+        over.set()
+        while Path(f"/proc/self/task/{ending.native_id}").exists():
+            time.sleep(0.001)  # nothing tells when the kernel has let go of it
+        return iter(paths)
+
+    monkeypatch.setattr(Path, "glob", listed_and_gone)
+    try:
+        assert remains.complaints() == [f"a process that a test started there still runs: pid {child.pid}"]
+    finally:
+        child.communicate(b"\n", timeout=10)
 
 
 def test_a_heart_that_was_stopped_is_told():
