@@ -21,17 +21,17 @@ class Engine:
     ``slot`` and ``id`` (the id in ``Client.ids``) are the same number; ``ident`` is the engine's uuid, and
     ``heart`` the same as bytes: what heart handlers are called with. ``pid`` and ``nanny_pid`` are on ``host``.
     The object describes the process that was in the slot when it was asked for; ask the cluster again after a
-    repair.
+    repair. Two are equal when they are the same process in the same slot.
     """
 
     slot: int
     ident: str
     host: str
     process: psutil.Process
-    nanny: psutil.Process | None
-    log_file: Path | None
+    nanny: psutil.Process | None = field(compare=False)
+    log_file: Path | None = field(compare=False)
     #: The folder of the engines' cards, where it also tells its task and takes orders.
-    cards: Path | None = None
+    cards: Path | None = field(default=None, compare=False)
     #: Who is asked what its interpreter and the hub make of it; without that only its process and its task tell.
     ask: Callable[[Engine], str] | None = field(default=None, repr=False, compare=False)
 

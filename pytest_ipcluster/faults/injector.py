@@ -235,7 +235,7 @@ class FaultInjector(NetworkFaults):
         for victim in free:
             if resume(victim.process):
                 self._recorder.undone(victim, f"resumed pid {victim.process.pid}")
-        self._see_to_zombies([engine for engine in self._cluster.engines if engine in free])
+        self._see_to_zombies(self._present(free))
 
     def _see_to_zombies(self, engines: Sequence[Engine]) -> None:
         """Replace engines that the hub has dropped while they did not answer, or whatever is asked for."""
@@ -255,8 +255,7 @@ class FaultInjector(NetworkFaults):
     def _replace(self, victims: Sequence[Victim]) -> None:
         """Put new engines in the slots of those that have died. What else has died is for the repair after the test."""
         self._see_off()
-        lost = [engine for engine in self._cluster.engines if engine in victims]
-        if lost:
+        if lost := self._present(victims):
             self._put_new(lost)
 
     def _put_new(self, lost: Sequence[Engine]) -> None:

@@ -127,11 +127,12 @@ class NetworkFaults(Verdicts, ABC):
         return lanes
 
     def _mute(self, victim: Victim) -> None:
-        self._hearts.call(self._hearts.monitor.mute, self._heart_in(_slot(victim)))
+        for engine in self._present([victim]):
+            self._hearts.call(self._hearts.monitor.mute, engine.heart)
 
     def _unmute(self, victims: Sequence[Victim]) -> None:
-        for victim in victims:
-            self._hearts.call(self._hearts.monitor.unmute, self._heart_in(_slot(victim)))
+        for engine in self._present(victims):
+            self._hearts.call(self._hearts.monitor.unmute, engine.heart)
 
     def _hear_again(self, victims: Sequence[Victim]) -> None:
         """Hear hearts again that no other fault mutes."""
@@ -142,13 +143,13 @@ class NetworkFaults(Verdicts, ABC):
 
     def _reconnect(self, victims: Sequence[Victim]) -> None:
         """Undo one fault of lanes. Healing undoes all of them, so those that still act are done again."""
-        for victim in victims:
-            self._lanes().heal(_slot(victim))
+        for engine in self._present(victims):
+            self._lanes().heal(engine.slot)
             for other in self._faults:
-                if other.how.lasting and other.kind in NETWORK and victim in other.acts_on:
-                    other.how.inject(victim)
+                if other.how.lasting and other.kind in NETWORK and engine in other.acts_on:
+                    other.how.inject(engine)
         self._hear_again(victims)
-        self._see_to_zombies([engine for engine in self._cluster.engines if engine in victims])
+        self._see_to_zombies(self._present(victims))
 
     def _speak(self, victim: Victim) -> None:
         """Hear a heart again, unless its engine is cut off."""
@@ -159,10 +160,7 @@ class NetworkFaults(Verdicts, ABC):
         """Undo everything that was done to a lane."""
         self._lanes().heal(_slot(victim))
         self._unmute(self._free([victim], "mute"))
-        self._see_to_zombies([engine for engine in self._cluster.engines if engine == victim])
-
-    def _heart_in(self, slot: int) -> bytes:
-        return next(engine.heart for engine in self._cluster.engines if engine.slot == slot)
+        self._see_to_zombies(self._present([victim]))
 
 
 def _slot(victim: Victim) -> int:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, NoReturn
 
@@ -42,6 +42,10 @@ class Verdicts:
         """Return those on whom no fault of these kinds acts."""
         acting = [victim for fault in self._faults if fault.kind in kinds for victim in fault.acts_on]
         return [victim for victim in victims if victim not in acting]
+
+    def _present(self, victims: Collection[Victim]) -> list[Engine]:
+        """Return the engines among these that are still in their slots: who has been replaced is hurt no more."""
+        return [engine for engine in self._cluster.engines if engine in victims]
 
     @property
     def faults(self) -> tuple[Fault, ...]:

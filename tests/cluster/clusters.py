@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import os
 import signal
-import time
-from collections.abc import Callable
 
 import psutil
 
@@ -27,14 +25,6 @@ def kill(*processes: psutil.Process) -> None:
     for process in processes:
         send_signal(process, signal.SIGKILL)
     assert wait_gone(processes, 10) == set()
-
-
-def until(reached: Callable[[], bool]) -> None:
-    """Wait for a state of the operating system's that announces itself by no event."""
-    deadline = time.monotonic() + 10
-    while not reached():
-        assert time.monotonic() < deadline
-        time.sleep(0.001)  # there is no event to wait for
 
 
 def left_of(cluster: BackgroundCluster) -> list[int]:

@@ -11,7 +11,8 @@ from types import SimpleNamespace
 
 import psutil
 import pytest
-from clusters import kill, until
+from clusters import kill
+from waiting import until
 
 from pytest_ipcluster.cluster.autopsy import (
     exit_code,

@@ -9,8 +9,8 @@ from collections.abc import Iterator
 
 import psutil
 import pytest
-from clusters import until
 from ipyparallel import interactive
+from waiting import until
 
 from pytest_ipcluster import BackgroundCluster
 from pytest_ipcluster.cluster.autopsy import exit_code

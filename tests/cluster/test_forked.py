@@ -7,7 +7,8 @@ import sys
 
 import psutil
 import pytest
-from clusters import kill, until
+from clusters import kill
+from waiting import until
 
 from pytest_ipcluster.cluster.forked import ForkedChild, ends
 

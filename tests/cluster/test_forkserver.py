@@ -14,6 +14,7 @@ from pathlib import Path
 
 import psutil
 import pytest
+from waiting import until
 
 from pytest_ipcluster.cluster import forks
 from pytest_ipcluster.cluster.forks import Fork, NoForkError, can_fork, fork, launcher_limits
@@ -211,12 +212,6 @@ class TestWhereItCanBe:
     def test_other_launchers_need_none(self, monkeypatch):
         monkeypatch.setattr(sys, "platform", "darwin")
         assert launcher_limits("local", Path("/tmp/fork")) == []
-
-
-def until(reached: Callable[[], object]) -> None:
-    """Wait for what gives no notice; pytest's time limit ends what never comes."""
-    while not reached():
-        time.sleep(0.005)
 
 
 def opened(pid: int, server: Server) -> Iterator[str]:

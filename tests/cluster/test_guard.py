@@ -8,13 +8,13 @@ import signal
 import subprocess
 import sys
 import textwrap
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 import psutil
 import pytest
+from waiting import until
 
 from pytest_ipcluster.cluster import guard as guard_module
 from pytest_ipcluster.cluster.guard import Guard
@@ -48,14 +48,6 @@ def spawn(guard: Guard, code: str) -> subprocess.Popen[bytes]:
 
 def said(guard: Guard) -> str:
     return (guard.folder / "out").read_text().strip()
-
-
-def until(reached: Callable[[], object]) -> None:
-    """Look until something is so; for what gives no notice."""
-    deadline = time.monotonic() + SOON
-    while not reached():
-        assert time.monotonic() < deadline
-        time.sleep(0.01)
 
 
 # -- starting processes --------------------------------------------------------------------------

@@ -8,7 +8,8 @@ import sys
 
 import psutil
 import pytest
-from clusters import kill, until
+from clusters import kill
+from waiting import until
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="only Linux has a forkserver")
 

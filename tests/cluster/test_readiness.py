@@ -9,7 +9,8 @@ from contextlib import contextmanager
 
 import psutil
 import pytest
-from clusters import kill, until
+from clusters import kill
+from waiting import until
 
 from pytest_ipcluster import BackgroundCluster, ClusterStartError, RepairError
 from pytest_ipcluster.cluster import slots

@@ -9,7 +9,8 @@ import sys
 
 import psutil
 import pytest
-from clusters import kill, pids, until
+from clusters import kill, pids
+from waiting import until
 
 from pytest_ipcluster.cluster.rollcall import UNKNOWN_CHILD, child_roles, listening_ports, port_roles
 

@@ -10,7 +10,8 @@ import time
 
 import psutil
 import pytest
-from clusters import kill, pids, until
+from clusters import kill, pids
+from waiting import until
 
 from pytest_ipcluster import ClusterError, RepairError
 from pytest_ipcluster.cluster import slots as slots_module

@@ -11,7 +11,8 @@ from pathlib import Path
 
 import psutil
 import pytest
-from clusters import kill, left_of, pids, until
+from clusters import kill, left_of, pids
+from waiting import until
 
 from pytest_ipcluster import ClusterError, RepairError
 from pytest_ipcluster.cluster.hub import Hub, HubSilentError

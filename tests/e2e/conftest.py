@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import os
+
 import pytest
+from waiting import SOON
 
 
 @pytest.fixture
@@ -17,3 +20,10 @@ def run(pytester: pytest.Pytester):
         return pytester.runpytest_subprocess("-p", "no:cacheprovider", *arguments, timeout=120)
 
     return run
+
+
+@pytest.fixture
+def as_new(ipcluster, ipcluster_client) -> None:
+    """See to it that whatever the test before has done is repaired before this one begins."""
+    assert ipcluster_client[:].apply_async(os.getpid).get(SOON) == [engine.pid for engine in ipcluster.engines]
+    assert ipcluster_client.load_balanced_view().apply_async(len, "abc").get(SOON) == 3

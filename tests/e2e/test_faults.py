@@ -13,11 +13,10 @@ from contextlib import nullcontext
 import ipyparallel
 import psutil
 import pytest
+from waiting import SOON, until
 
 from pytest_ipcluster.cluster.processes import is_alive, is_paused, wait_gone
 from pytest_ipcluster.errors import FaultError
-
-SOON = 30.0
 
 #: What each way to crash looks like from outside: the cause, the signal and the exit code.
 ENDS = {
@@ -29,21 +28,10 @@ ENDS = {
 
 SCHEDULERS = ["direct scheduler", "task scheduler", "control scheduler", "broadcast scheduler (leaf 0)"]
 
-pytestmark = pytest.mark.skipif(not hasattr(signal, "SIGRTMIN"), reason="a crash takes real-time signals")
-
-
-@pytest.fixture(autouse=True)
-def as_new(ipcluster, ipcluster_client):
-    """See to it that whatever the test before has done is repaired before this one begins."""
-    assert ipcluster_client[:].apply_async(os.getpid).get(SOON) == [engine.pid for engine in ipcluster.engines]
-    assert ipcluster_client.load_balanced_view().apply_async(len, "abc").get(SOON) == 3
-
-
-def until(reached) -> None:
-    deadline = time.monotonic() + SOON
-    while not reached():
-        assert time.monotonic() < deadline
-        time.sleep(0.005)  # a signal that stops a process is delivered when the process runs
+pytestmark = [
+    pytest.mark.skipif(not hasattr(signal, "SIGRTMIN"), reason="a crash takes real-time signals"),
+    pytest.mark.usefixtures("as_new"),
+]
 
 
 def role(cluster, name: str) -> psutil.Process:

@@ -10,21 +10,13 @@ from pathlib import Path
 
 import ipyparallel
 import pytest
+from waiting import SOON, until
 
 from pytest_ipcluster import BackgroundCluster, HeartMonitor
-
-SOON = 30.0
 
 
 def square(x: int) -> int:
     return x * x
-
-
-def until_exists(path: Path) -> None:
-    deadline = time.monotonic() + SOON
-    while not path.exists():
-        assert time.monotonic() < deadline
-        time.sleep(0.005)  # a file that another process makes has no event here
 
 
 def wait_for(path: str) -> None:
@@ -70,7 +62,7 @@ def test_a_queue_on_an_engine(ipcluster, ipcluster_client, request, tmp_path):
     request.config.stash[PIDS] = [engine.pid for engine in ipcluster.engines]
     for _ in range(3):
         ipcluster_client[0].apply_async(wait_for, str(tmp_path / "running"))
-    until_exists(tmp_path / "running")
+    until((tmp_path / "running").exists)
 
 
 def test_is_gone_with_its_engine_in_the_next_test(ipcluster, ipcluster_client, request):
@@ -92,7 +84,7 @@ def test_an_engine_killed_in_the_middle_of_its_task(
     ipcluster, ipcluster_client, heart_failure, raises_remote, tmp_path
 ):
     task = ipcluster_client[1].apply_async(wait_for, str(tmp_path / "running"))
-    until_exists(tmp_path / "running")
+    until((tmp_path / "running").exists)
     with heart_failure.expect(slot=1, cause="killed", within=SOON) as expected:
         heart_failure.kill(1)
     assert expected.failure.heart == ipcluster.engines[1].heart
@@ -145,7 +137,7 @@ def test_tasks_that_wait_in_the_scheduler(ipcluster_client, ipcluster_lbview, tm
     for number in range(3 * len(ipcluster_client)):
         ipcluster_lbview.apply_async(wait_for, str(tmp_path / str(number)))
     for engine in range(len(ipcluster_client)):
-        until_exists(tmp_path / str(engine))
+        until((tmp_path / str(engine)).exists)
 
 
 def test_are_not_handed_to_the_engines_of_the_next_test(ipcluster_lbview):

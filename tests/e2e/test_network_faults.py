@@ -7,26 +7,11 @@ import time
 
 import ipyparallel
 import pytest
+from waiting import SOON, until
 
 from pytest_ipcluster import RepairError
 
-SOON = 30.0
-
-pytestmark = pytest.mark.ipcluster(network=True)
-
-
-@pytest.fixture(autouse=True)
-def as_new(ipcluster, ipcluster_client):
-    """See to it that whatever the test before has done is repaired before this one begins."""
-    assert ipcluster_client[:].apply_async(os.getpid).get(SOON) == [engine.pid for engine in ipcluster.engines]
-    assert ipcluster_client.load_balanced_view().apply_async(len, "abc").get(SOON) == 3
-
-
-def until(reached) -> None:
-    deadline = time.monotonic() + SOON
-    while not reached():
-        assert time.monotonic() < deadline
-        time.sleep(0.005)  # bytes that pass announce themselves to nobody
+pytestmark = [pytest.mark.ipcluster(network=True), pytest.mark.usefixtures("as_new")]
 
 
 def test_an_isolated_engine_is_not_heard_and_works_on_after_the_healing(ipcluster, ipcluster_client, heart_failure):
@@ -67,6 +52,21 @@ def test_an_engine_that_the_hub_drops_meanwhile_is_replaced_when_it_is_healed(ip
         assert 1 not in hub.engines(SOON)
     assert ipcluster.engines[1].pid != old.pid
     assert "zombie" in [event.kind for event in heart_failure.events]
+
+
+@pytest.mark.parametrize("hurt", ["isolate", "delay", "mute"])
+def test_who_comes_after_an_engine_that_was_hurt_is_not_hurt_by_the_end_of_the_fault(ipcluster, heart_failure, hurt):
+    fault = getattr(heart_failure, hurt)(1, *([0.05] if hurt == "delay" else []))
+    with heart_failure.kill(1):
+        pass
+    new = ipcluster.engines[1]
+    with heart_failure.isolate(1) as second:
+        fault.undo()
+        assert second.wait(SOON).heart == new.heart
+        assert ipcluster.lanes.hurt == (1,)
+    assert ipcluster.engines[1] == new
+    about = [event.kind for event in heart_failure.events if event.heart == new.heart]
+    assert about.count("unmuted") == 1
 
 
 @pytest.mark.parametrize("jitter", [0.0, 0.05])

@@ -1,7 +1,7 @@
 """Faults and what takes them back, in any order and on top of each other: who is hurt is who some fault still acts on.
 
-A Hypothesis machine injects, undoes, resumes, unmutes and heals on engines that are no processes, beside a model that
-only knows which fault acts on which slot.
+A Hypothesis machine injects, undoes, resumes, unmutes, heals and replaces engines that are no processes, beside a model
+that only knows which fault acts on which slot.
 """
 
 from __future__ import annotations
@@ -31,10 +31,7 @@ class World:
 
     def __init__(self) -> None:
         self.hurt: dict[int, set[str]] = {slot: set() for slot in range(N)}
-        self.engines = tuple(
-            Engine(slot, f"heart-{slot}", "here", SimpleNamespace(pid=1000 + slot, slot=slot), None, None)
-            for slot in range(N)
-        )
+        self.engines = tuple(_engine(slot, 1000 + slot) for slot in range(N))
         self.controller = None
         self.slots = SimpleNamespace(zombies=lambda _: [])
         self.lanes = SimpleNamespace(
@@ -43,12 +40,26 @@ class World:
             heal=lambda slot: self.hurt[slot].difference_update({"frozen", "slow"}),
         )
         monitor = SimpleNamespace(
-            mute=lambda heart: self.hurt[int(heart[-1:])].add("muted"),
-            unmute=lambda heart: self.hurt[int(heart[-1:])].discard("muted"),
+            mute=lambda heart: self.hurt[self.slot_of(heart)].add("muted"),
+            unmute=lambda heart: self.hurt[self.slot_of(heart)].discard("muted"),
             add_heart_failure_handler=lambda _: None,
             remove_heart_failure_handler=lambda _: None,
         )
         self.hearts = SimpleNamespace(monitor=monitor, call=lambda function, *arguments: function(*arguments))
+
+    def replace(self, slot: int) -> None:
+        """Put an engine that nobody has hurt into this slot."""
+        old = self.engines[slot]
+        self.engines = (*self.engines[:slot], _engine(slot, old.pid + N), *self.engines[slot + 1 :])
+        self.hurt[slot] = set()
+
+    def slot_of(self, heart: bytes) -> int:
+        """Return where this heart beats; an engine that is no more has none that could be muted."""
+        [slot] = (engine.slot for engine in self.engines if engine.heart == heart)
+        return slot
+
+    def runs(self, process: SimpleNamespace) -> bool:
+        return any(engine.process == process for engine in self.engines)
 
     def owns(self, _: object) -> bool:
         return True
@@ -57,13 +68,21 @@ class World:
         return None
 
     def signal(self, process: SimpleNamespace, signum: int) -> bool:
+        if not self.runs(process):
+            return False
         stop = signum == injector_module.signal.SIGSTOP
         (self.hurt[process.slot].add if stop else self.hurt[process.slot].discard)("stopped")
         return True
 
     def resume(self, process: SimpleNamespace) -> bool:
+        if not self.runs(process):
+            return False
         self.hurt[process.slot].discard("stopped")
         return True
+
+
+def _engine(slot: int, pid: int) -> Engine:
+    return Engine(slot, f"heart of {pid}", "here", SimpleNamespace(pid=pid, slot=slot), None, None)
 
 
 class Healing(RuleBasedStateMachine):
@@ -79,6 +98,7 @@ class Healing(RuleBasedStateMachine):
         self.patch.setattr(injector_module, "wait_gone", lambda *_: set())
         self.injector = FaultInjector(self.world, self.world.hearts, EventLog())
         self.acting: list[tuple[object, str, set[int]]] = []
+        self.gone: list[tuple[object, int]] = []
 
     def teardown(self) -> None:
         self.injector.close()
@@ -108,12 +128,18 @@ class Healing(RuleBasedStateMachine):
             if kind in kinds:
                 on.difference_update(slots)
 
+    @rule(slot=st.integers(0, N - 1))
+    def replace(self, slot: int) -> None:
+        self.world.replace(slot)
+        self.gone += [(fault, slot) for fault, _, _ in self.acting]
+
     @invariant()
     def hurt_is_who_some_fault_acts_on(self) -> None:
         expected: dict[int, set[str]] = {slot: set() for slot in range(N)}
-        for _, kind, slots in self.acting:
+        for fault, kind, slots in self.acting:
             for slot in slots:
-                expected[slot] |= HURTS[kind]
+                if not any(slot == where and fault is of for of, where in self.gone):
+                    expected[slot] |= HURTS[kind]
         assert self.world.hurt == expected
 
     @invariant()
