@@ -12,6 +12,7 @@ from contextlib import contextmanager
 import ipyparallel
 import pytest
 from catalogue import SOON, connected, hold, new_cluster, victims
+from waiting import until
 
 from pytest_ipcluster import (
     BackgroundCluster,
@@ -54,9 +55,7 @@ def deadman(running, bench) -> Iterator[Deadman]:
 def stopped(process) -> Iterator[None]:
     send_signal(process, signal.SIGSTOP)
     try:
-        deadline = time.monotonic() + SOON
-        while not is_paused(process):
-            assert time.monotonic() < deadline
+        until(lambda: is_paused(process))
         yield
     finally:
         send_signal(process, signal.SIGCONT)
@@ -222,10 +221,7 @@ def test_an_error_of_the_task_itself_is_as_ever(bench):
 
 def test_it_does_not_look_while_nobody_waits(deadman, bench, monkeypatch):
     bench.client[0].apply_sync(os.getpid)
-    deadline = time.monotonic() + SOON
-    while not deadman._asleep:
-        assert time.monotonic() < deadline
-        time.sleep(POLL)
+    until(lambda: deadman._asleep and not deadman._called.is_set())  # woken late it would look once more
     found = looks(deadman, monkeypatch)
     time.sleep(10 * POLL)
     assert found == []
