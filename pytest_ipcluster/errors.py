@@ -46,7 +46,23 @@ __all__ = [
 
 
 class ClusterError(Exception):
-    """Something about the cluster under test went wrong; the message says what, to whom, and what to try."""
+    """Something about the cluster under test went wrong; the message says what, to whom, and what to try.
+
+    It can be pickled, with everything that it says.
+    """
+
+    #: The class as which it is pickled, where its own cannot be found by name.
+    _pickled_as: type[ClusterError] | None = None
+
+    def __reduce__(self) -> tuple[object, ...]:
+        return _restored, (self._pickled_as or type(self), self.args), self.__dict__
+
+
+def _restored(kind: type[ClusterError], args: tuple[object, ...]) -> ClusterError:
+    """Return an error as it was pickled, but for what pickle puts into its ``__dict__``."""
+    error = kind.__new__(kind)
+    error.args = args
+    return error
 
 
 class ClusterStartError(ClusterError):

@@ -1,14 +1,14 @@
-"""Run ipcluster in the background, know its engines, and leave nothing behind when it stops."""
+"""Run ipcluster in the background, know its engines, and leave nothing behind when it stops.
+
+This file is long because the old page's class has many names and they have one home; what they do is done elsewhere.
+"""
 
 from __future__ import annotations
 
 import atexit
-import contextlib
-import importlib
 import os
 import subprocess
 import sys
-import threading
 import time
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
@@ -17,9 +17,10 @@ from traitlets import Bool, Instance, Int, List, Unicode, default
 from traitlets.config import Config, SingletonConfigurable
 
 from pytest_ipcluster.cluster.autopsy import ended_with
+from pytest_ipcluster.cluster.clients import connected, import_ahead, leave
 from pytest_ipcluster.cluster.diagnosis import tail
 from pytest_ipcluster.cluster.engines import Engine
-from pytest_ipcluster.cluster.files import ClusterFiles, profile_folder
+from pytest_ipcluster.cluster.files import ClusterFiles, current_profile, given_cluster_id, profile_folder
 from pytest_ipcluster.cluster.forks import can_fork
 from pytest_ipcluster.cluster.ports import HeldPorts, names_ports
 from pytest_ipcluster.cluster.processes import find
@@ -47,10 +48,6 @@ if TYPE_CHECKING:
     from pytest_ipcluster.network.lanes import Lanes
 
 __all__ = ["BackgroundCluster"]
-
-
-#: What talks to the hub, and what a client is made of: the longest imports that there are here.
-_WANTED_SOON = ("jupyter_client.session", "ipyparallel")
 
 
 class BackgroundCluster(SingletonConfigurable):
@@ -120,22 +117,13 @@ class BackgroundCluster(SingletonConfigurable):
         self._ports: HeldPorts | None = None
         self._started_in: int | None = None
         #: Called with every client that :meth:`client` returns, before anybody else has it.
-        self.handing_out: Callable[[Client], object] = _leave
+        self.handing_out: Callable[[Client], object] = leave
         #: How often a start was tried again because a port was lost.
         self.retries = 0
 
     @default("profile")
     def _current_profile(self) -> str:
-        # An application can only exist if its module was imported; importing it to ask would cost half a
-        # second.
-        module = sys.modules.get("IPython.core.application")
-        application = getattr(module, "BaseIPythonApplication", None)
-        if application is None or not application.initialized():
-            return "default"
-        # A foreign singleton raises MultipleInstanceError, an application without profiles AttributeError.
-        with contextlib.suppress(Exception):
-            return str(application.instance().profile)
-        return "default"
+        return current_profile()
 
     @default("launcher")
     def _fast_launcher(self) -> str:
@@ -214,7 +202,7 @@ class BackgroundCluster(SingletonConfigurable):
         self._started_in = os.getpid()
         try:
             self._launch()
-            self._running().wait_for_controller(check_after, _import_ahead)
+            self._running().wait_for_controller(check_after, import_ahead)
         except BaseException:
             self.stop(kill_after=1)
             raise
@@ -233,7 +221,9 @@ class BackgroundCluster(SingletonConfigurable):
             setup, config = self.engine_setup, self.cluster_config
             write_profile(folder.profile, setup, folder.cards, config, ports.numbers, forking=forking, **quick)
         else:
-            self._files = ClusterFiles(profile_folder(self.profile), _cluster_id(self.extra_args, folder.cluster_id))
+            self._files = ClusterFiles(
+                profile_folder(self.profile), given_cluster_id(self.extra_args, folder.cluster_id)
+            )
             self._named_arguments, arguments = named_profile_arguments(
                 folder, self.engine_setup, self._files.profile, self.extra_args
             )
@@ -412,44 +402,13 @@ class BackgroundCluster(SingletonConfigurable):
 
         With ``by_lane`` its network is the lane ``"client"``, and can be hurt. Raises ClusterError without ``network``.
         """
-        from ipyparallel import Client
-
-        # A client asks for IPython's folder even when it needs nothing from there, and so creates the user's.
+        connection = self._connection_by_lane() if by_lane else self.connection_file
         if self.private:
             kwargs.setdefault("ipython_dir", str(self.folder.ipython))
-        client = Client(self._connection_by_lane() if by_lane else self.connection_file, **kwargs)
-        try:
-            self.handing_out(client)
-        except BaseException:
-            client.close(linger=0)
-            raise
-        return client
+        return connected(connection, self.handing_out, **kwargs)
 
     def _connection_by_lane(self) -> dict[str, Any]:
         connection = self._running().files.client_connection()
         if self.lanes is None or connection is None:
             raise ClusterError("clients have a lane in a cluster with network=True only")
         return connection_by_lane(connection, self.lanes.client_ports())
-
-
-def _leave(_: Client) -> None:
-    """Let a client be as it is."""
-
-
-def _import_ahead() -> None:
-    """Import what is wanted as soon as the cluster is there, in a moment when that has nothing to do.
-
-    In a thread, where Ctrl-C does not arrive: importing code loses it, in weak references and in bare ``except``.
-    """
-    threading.Thread(target=_import_all, args=(_WANTED_SOON,), name="ipcluster-imports", daemon=True).start()
-
-
-def _import_all(names: Iterable[str]) -> None:
-    for name in names:
-        importlib.import_module(name)
-
-
-def _cluster_id(arguments: list[str], otherwise: str) -> str:
-    """Return the cluster id that the user's own arguments give."""
-    given = [argument.split("=", 1)[1] for argument in arguments if argument.startswith("--cluster-id=")]
-    return given[-1] if given else otherwise

@@ -2,21 +2,43 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
+import sys
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from pytest_ipcluster.errors import ClusterError
 
-__all__ = ["ClusterFiles", "profile_folder", "read_json"]
+__all__ = ["ClusterFiles", "current_profile", "given_cluster_id", "profile_folder", "read_json"]
 
 
 def profile_folder(name: str) -> Path:
     """Return the folder of the user's IPython profile of this name, whether it exists or not."""
     home = os.environ.get("IPYTHONDIR") or "~/.ipython"
     return Path(home).expanduser() / f"profile_{name}"
+
+
+def current_profile() -> str:
+    """Return the name of the current IPython application's profile, ``"default"`` where there is none."""
+    # An application can only exist if its module was imported; importing it to ask would cost half a second.
+    module = sys.modules.get("IPython.core.application")
+    application = getattr(module, "BaseIPythonApplication", None)
+    if application is None or not application.initialized():
+        return "default"
+    # A foreign singleton raises MultipleInstanceError, an application without profiles AttributeError.
+    with contextlib.suppress(Exception):
+        return str(application.instance().profile)
+    return "default"
+
+
+def given_cluster_id(arguments: Sequence[str], otherwise: str) -> str:
+    """Return the cluster id that the user's own arguments give, the last of them."""
+    given = [argument.split("=", 1)[1] for argument in arguments if argument.startswith("--cluster-id=")]
+    return given[-1] if given else otherwise
 
 
 @dataclass(frozen=True, slots=True)

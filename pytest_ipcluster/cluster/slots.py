@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import json
-import subprocess
 import time
 from collections.abc import Callable, Collection, Iterable, Sequence
 from contextlib import ExitStack, closing, suppress
@@ -30,11 +28,10 @@ from pytest_ipcluster.cluster.processes import (
 )
 from pytest_ipcluster.cluster.proof import prove
 from pytest_ipcluster.cluster.runtime import Runtime
-from pytest_ipcluster.cluster.spares import Spares
+from pytest_ipcluster.cluster.starts import EngineStart, EngineStarts, take_back
 from pytest_ipcluster.cluster.startup import StartWatch
 from pytest_ipcluster.cluster.wakeup import Wakeup
 from pytest_ipcluster.errors import ClusterError, ClusterStartError, RepairError
-from pytest_ipcluster.network.routes import CONNECTION, connection_by_lane
 
 __all__ = ["Repair", "Slots"]
 
@@ -65,11 +62,8 @@ class Slots:
 
     def __init__(self, runtime: Runtime, arguments: Sequence[str] = (), spares: int = 0) -> None:
         self._runtime = runtime
-        self._spares = Spares(spares, runtime.folder.logs, self._fork_spare)
-        self._arguments = list(arguments)
+        self._starts = EngineStarts(runtime, arguments, spares)
         self._engines: dict[int, Engine] = {}
-        self._logs: dict[int, Path] = {}
-        self._starts = 0
         self._proven: set[str] = set()
         self.leaving: Callable[[bytes], object] = _ignore
         self.arrived: Callable[[bytes], object] = _ignore
@@ -101,7 +95,7 @@ class Slots:
                 cause = f"the engines in slots {sorted(missing)} registered without the plugin's agent"
                 raise watch.error(cause, self._any_log())
             self._prove(hub, registered, wanted, deadline, wakeup, watch.check, lambda c: self._not_carried(watch, c))
-        self._spares.fill()
+        self._starts.fill_spares()
 
     def _not_carried(self, watch: StartWatch, complaint: str) -> ClusterStartError:
         controller = self._runtime.roles().controller
@@ -140,7 +134,7 @@ class Slots:
     def _found(self, registered: dict[int, str]) -> dict[int, Engine]:
         """Return the engines that are registered and have left their card, also those that somebody else added."""
         logs = {role.pid: role.log for role in self._runtime.roles().engines if role.pid and role.log}
-        return read_engines(registered, self._runtime.folder.cards, {**logs, **self._logs}, self._state)
+        return read_engines(registered, self._runtime.folder.cards, {**logs, **self._starts.logs}, self._state)
 
     def _state(self, engine: Engine) -> str:
         return state_of(engine, self._runtime.hub)
@@ -276,7 +270,7 @@ class Slots:
                 [],
                 "the hub did not drop the old engines",
             )
-            starts = [self._start(slot) for slot in slots]
+            starts = [self._starts.start(slot) for slot in slots]
             for start in starts:
                 if (process := find(start.process.pid)) is not None:
                     wakeup.watch_process(process)
@@ -291,9 +285,9 @@ class Slots:
                 )
                 self._prove(hub, registered, slots, deadline, wakeup, lambda: self._check(starts), RepairError)
             except BaseException:
-                self._take_back(hub, starts)
+                take_back(hub, starts, _SOON)
                 raise
-        self._spares.fill()
+        self._starts.fill_spares()
         self._engines = self._found(registered)
         if missing := wanted - self._engines.keys():
             raise RepairError(f"the engines in slots {sorted(missing)} registered without the plugin's agent")
@@ -306,7 +300,7 @@ class Slots:
         reached: Callable[[dict[int, str]], bool],
         deadline: float,
         wakeup: Wakeup,
-        starts: Sequence[_Start],
+        starts: Sequence[EngineStart],
         otherwise: str,
     ) -> dict[int, str]:
         registered = hub.wait_until(reached, deadline, wakeup, lambda: self._check(starts))
@@ -315,57 +309,13 @@ class Slots:
             raise RepairError(f"{otherwise} in time; registered are {sorted(hub.engines(_SOON))}\n{logs}".rstrip())
         return registered
 
-    def _take_back(self, hub: Hub, starts: Sequence[_Start]) -> None:
-        """End engines that were started for nothing, and have the hub forget that they were coming."""
-        processes = {process for start in starts if (process := find(start.process.pid)) is not None}
-        for process in list(processes):
-            processes |= descendants(process)
-        for process in processes:
-            send_signal(process, KILL)
-        wait_gone(processes, _SOON)
-        for start in starts:
-            hub.unregister(start.slot)
-
-    def _check(self, starts: Sequence[_Start]) -> None:
+    def _check(self, starts: Sequence[EngineStart]) -> None:
         """Raise RepairError when one of the engines that are counted on has ended."""
         for start in starts:
-            if start.process.poll() is not None:
-                code = start.process.returncode
-                raise RepairError(f"the new engine in slot {start.slot} ended with code {code}:\n{tail(start.log)}")
+            start.check()
         for engine in self._engines.values():
             if not is_alive(engine.process):
                 raise RepairError(f"the engine in slot {engine.slot} (pid {engine.pid}) ended during the repair")
-
-    def _start(self, slot: int) -> _Start:
-        """Start one engine under this id, as ipcluster's local launcher would."""
-        runtime = self._runtime
-        self._starts += 1
-        log = runtime.folder.logs / f"engine-{slot}-{self._starts}.log"
-        arguments = [f"--IPEngine.id={slot}", *self._arguments]
-        process = self._spares.take(slot, log, self._lane(slot)) or runtime.spawn_module(
-            "ipyparallel.engine", arguments, log, self._environment(slot)
-        )
-        self._logs[process.pid] = log
-        return _Start(slot, process, log)
-
-    def _fork_spare(self, pipe: Path, log: Path) -> subprocess.Popen[bytes] | None:
-        return self._runtime.fork_module("ipyparallel.engine", self._arguments, log, self._environment(), pipe)
-
-    def _environment(self, slot: int | None = None) -> dict[str, str]:
-        """Return what ipcluster adds to the environment of engines; with a slot, of the one in it."""
-        files = self._runtime.files
-        connection = files.engine_connection()
-        if slot is not None and (lane := self._lane(slot)):
-            connection = connection_by_lane(connection, lane)
-        return {
-            "IPP_PROFILE_DIR": str(files.profile),
-            "IPP_CLUSTER_ID": files.cluster_id,
-            CONNECTION: json.dumps(connection),
-        }
-
-    def _lane(self, slot: int) -> dict[str, int] | None:
-        """Return the ports of this slot's lane; None in a cluster without lanes."""
-        return None if self._runtime.lanes is None else self._runtime.lanes.ports(slot)
 
 
 def _nothing() -> None:
@@ -374,10 +324,3 @@ def _nothing() -> None:
 
 def _ignore(heart: bytes) -> None:
     """Do nothing: nobody listens to this heart."""
-
-
-@dataclass(frozen=True, slots=True)
-class _Start:
-    slot: int
-    process: subprocess.Popen[bytes]
-    log: Path

@@ -13,7 +13,7 @@ from traitlets import TraitError
 from traitlets.config import Application, Config
 
 from pytest_ipcluster import BackgroundCluster, ClusterError
-from pytest_ipcluster.cluster import background
+from pytest_ipcluster.cluster import clients
 
 
 @pytest.fixture
@@ -115,8 +115,8 @@ def test_there_can_be_one_instance_for_all():
 def test_what_is_imported_ahead_is_not_imported_where_an_interrupt_arrives(monkeypatch):
     imported: queue.SimpleQueue[tuple[str, threading.Thread]] = queue.SimpleQueue()
     monkeypatch.setattr(importlib, "import_module", lambda name: imported.put((name, threading.current_thread())))
-    background._import_ahead()
-    for wanted in background._WANTED_SOON:
+    clients.import_ahead()
+    for wanted in clients._WANTED_SOON:
         name, thread = imported.get(timeout=10)
         assert name == wanted
         assert thread is not threading.main_thread()

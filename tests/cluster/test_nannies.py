@@ -32,7 +32,7 @@ def test_a_nanny_starts_while_its_engine_registers(cluster):
 def test_an_engine_that_gets_another_id_than_it_asked_for_has_a_nanny_that_knows(cluster, tmp_path):
     slots = cluster.slots
     process = slots._runtime.fork_module(
-        "ipyparallel.engine", ["--IPEngine.id=1"], tmp_path / "log", slots._environment()
+        "ipyparallel.engine", ["--IPEngine.id=1"], tmp_path / "log", slots._starts._environment()
     )
     with cluster.client() as client:
         until(lambda: client.ids == [0, 1, 2])

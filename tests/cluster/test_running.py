@@ -293,18 +293,18 @@ def test_a_new_engine_is_told_to_whom_it_concerns(cluster, monkeypatch):
 
 
 def test_an_engine_that_dies_during_a_repair_ends_it_at_once(cluster, monkeypatch):
-    start = cluster.slots._start
+    start = cluster.slots._starts.start
 
     def start_and_kill_another(slot):
         kill(cluster.engines[0].process)
         return start(slot)
 
-    monkeypatch.setattr(cluster.slots, "_start", start_and_kill_another)
+    monkeypatch.setattr(cluster.slots._starts, "start", start_and_kill_another)
     with pytest.raises(RepairError, match=r"the engine in slot 0 .* ended during the repair"):
         cluster.replace([1])
 
 
 def test_a_repair_that_cannot_work_says_why(cluster, monkeypatch):
-    monkeypatch.setattr(cluster.slots, "_arguments", ["--no-such-argument"])
+    monkeypatch.setattr(cluster.slots._starts, "_arguments", ["--no-such-argument"])
     with pytest.raises(RepairError, match=r"(?s)slot 1 ended with code \d+:.*no-such-argument"):
         cluster.replace([1])

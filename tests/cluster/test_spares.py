@@ -26,7 +26,7 @@ def cluster(new_cluster):
 
 
 def spare_of(cluster) -> psutil.Process:
-    [spare] = cluster.slots._spares._kept
+    [spare] = cluster.slots._starts._spares._kept
     return psutil.Process(spare.process.pid)
 
 
@@ -91,7 +91,7 @@ def test_nothing_is_left_of_a_spare(cluster):
 def test_without_a_forkserver_there_are_none(new_cluster):
     cluster = new_cluster(n=1, spares=2, launcher="local")
     cluster.bring_up()
-    assert cluster.slots._spares._kept == []
+    assert cluster.slots._starts._spares._kept == []
     kill(cluster.engines[0].process)
     cluster.restore(1)
 

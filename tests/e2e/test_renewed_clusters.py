@@ -158,7 +158,7 @@ BREAK = """
     @pytest.fixture
     def break_repairs(ipcluster, monkeypatch):
         # Engines end at once, and so does ipcluster, which refuses the argument.
-        ipcluster.slots._arguments.append("--no-such-argument")
+        ipcluster.slots._starts._arguments.append("--no-such-argument")
         ipcluster.extra_args = ["--no-such-argument"]
 """
 

@@ -96,7 +96,7 @@ class TestEnginesThatComeLater:
     def test_spare_takes_the_lane_of_the_slot(self, new_cluster):
         cluster = new_cluster(spares=1)
         cluster.bring_up()
-        [spare] = cluster.slots._spares._kept
+        [spare] = cluster.slots._starts._spares._kept
         cluster.engines[1].process.kill()
         cluster.restore()
         assert cluster.engines[1].pid == spare.process.pid
