@@ -220,7 +220,10 @@ def opened(pid: int, server: Server) -> Iterator[str]:
         line.split()[6] for line in Path("/proc/net/unix").read_text().splitlines() if str(server.path) in line
     }
     for descriptor in Path(f"/proc/{pid}/fd").iterdir():
-        target = os.readlink(descriptor)
+        try:
+            target = os.readlink(descriptor)
+        except FileNotFoundError:  # closed meanwhile
+            continue
         if target.startswith("socket:[") and target[8:-1] in with_path:
             yield "server"
         elif "pidfd" in target:
