@@ -16,7 +16,7 @@ from pytest_ipcluster.cluster.diagnosis import tail
 from pytest_ipcluster.cluster.files import ClusterFiles
 from pytest_ipcluster.cluster.forked import FORKSERVER_LOG, ForkedChild
 from pytest_ipcluster.cluster.forks import SOCKET, NoForkError, fork
-from pytest_ipcluster.cluster.hub import Hub, HubSilentError
+from pytest_ipcluster.cluster.hub import Hub
 from pytest_ipcluster.cluster.processes import carries, descendants, find, is_alive, marked
 from pytest_ipcluster.cluster.profile import RunFolder
 from pytest_ipcluster.cluster.roles import Roles, read_roles
@@ -230,7 +230,7 @@ class Runtime:
     def _controller_answers(self) -> bool:
         if self.files.client_connection() is None:
             return False
-        with self.hub() as hub, contextlib.suppress(HubSilentError):
+        with contextlib.suppress(ClusterError), self.hub() as hub:  # its file can be gone again, and it can be silent
             hub.engines(_LOOK_EVERY)
             return True
         return False

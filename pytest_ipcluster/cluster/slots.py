@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Collection, Iterable, Sequence
-from contextlib import ExitStack, closing, suppress
+from contextlib import closing, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -37,6 +37,9 @@ __all__ = ["Repair", "Slots"]
 
 #: Seconds for a process to be gone after SIGKILL, and for the hub to drop an engine that it was told is gone.
 _SOON = 10.0
+
+#: Seconds that the hub gets to say who has registered when the time for the start is over.
+_ANSWER = 1.0
 
 #: Seconds for what the hub tells all to be heard by the schedulers.
 _TOLD = 0.02
@@ -80,22 +83,28 @@ class Slots:
         At most until ``deadline`` on the clock of ``time.monotonic()``. Raises ClusterStartError; at once when a
         process that it takes has ended.
         """
-        wanted = set(range(n))
-        with ExitStack() as stack:
-            wakeup = stack.enter_context(Wakeup())
-            watch = stack.enter_context(closing(self._runtime.watch(wakeup)))
-            hub = stack.enter_context(self._runtime.hub())
-            registered = hub.wait_until(lambda ids: wanted <= ids.keys(), deadline, wakeup, watch.check)
-            if registered is None:
-                found, age = sorted(hub.engines(_SOON)), self._runtime.age
-                cause = f"{len(found)} of {n} engines were registered {age:.1f} s after the start: {found}"
-                raise watch.error(cause, self._any_log())
-            self._engines = self._found(registered)
-            if missing := wanted - self._engines.keys():
-                cause = f"the engines in slots {sorted(missing)} registered without the plugin's agent"
-                raise watch.error(cause, self._any_log())
-            self._prove(hub, registered, wanted, deadline, wakeup, watch.check, lambda c: self._not_carried(watch, c))
+        with Wakeup() as wakeup, closing(self._runtime.watch(wakeup)) as watch:
+            try:
+                with self._runtime.hub() as hub:
+                    self._come_up(hub, set(range(n)), deadline, wakeup, watch)
+            except ClusterStartError:
+                raise
+            except ClusterError as error:  # the hub has gone again, and its file with it, or says nothing any more
+                raise watch.ended(str(error)) from error
         self._starts.fill_spares()
+
+    def _come_up(self, hub: Hub, wanted: set[int], deadline: float, wakeup: Wakeup, watch: StartWatch) -> None:
+        """Wait until these engines are registered, and prove that tasks reach them."""
+        registered = hub.wait_until(lambda ids: ids.keys() >= wanted, deadline, wakeup, watch.check)
+        if registered is None:
+            found, age = sorted(hub.engines(_ANSWER)), self._runtime.age
+            cause = f"{len(found)} of {len(wanted)} engines were registered {age:.1f} s after the start: {found}"
+            raise watch.error(cause, self._any_log())
+        self._engines = self._found(registered)
+        if missing := wanted - self._engines.keys():
+            cause = f"the engines in slots {sorted(missing)} registered without the plugin's agent"
+            raise watch.error(cause, self._any_log())
+        self._prove(hub, registered, wanted, deadline, wakeup, watch.check, lambda c: self._not_carried(watch, c))
 
     def _not_carried(self, watch: StartWatch, complaint: str) -> ClusterStartError:
         controller = self._runtime.roles().controller

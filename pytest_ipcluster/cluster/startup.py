@@ -72,7 +72,7 @@ class StartWatch:
         roles = read_roles(self._cluster_file)
         self._controller = roles.controller or self._controller
         if self._process.poll() is not None:
-            raise self._end(f"ipcluster ended with exit code {self._process.returncode}")
+            raise self.ended(f"ipcluster ended with exit code {self._process.returncode}")
         for role in roles:
             self._open_log(role)
             self._check_role(role)
@@ -115,9 +115,9 @@ class StartWatch:
         process = find(role.pid)
         if process is None or not is_alive(process) or not self.wakeup.watch_process(process):
             ended = f"the {role.name} (pid {role.pid}) ended before the cluster was ready"
-            raise self._end(ended, role.log) if role == self._controller else self.error(ended, role.log)
+            raise self.ended(ended, role.log) if role == self._controller else self.error(ended, role.log)
 
-    def _end(self, what: str, log: Path | None = None) -> ClusterStartError:
+    def ended(self, what: str, log: Path | None = None) -> ClusterStartError:
         """Return the error for an end that may only follow from the engines': ipcluster can be told to stop then."""
         lost = engines_lost(self._output)
         return self.error(lost) if lost else self.error(what, log)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import signal
 import socket
 import time
 
@@ -10,6 +12,7 @@ from clusters import left_of
 from ipyparallel.util import select_random_ports
 
 from pytest_ipcluster import BackgroundCluster, ClusterStartError
+from pytest_ipcluster.cluster.processes import send_signal
 
 # Long enough that no test passes because its time ran out; the limit of the issue is 3 s after the cause.
 PATIENCE = 60
@@ -136,6 +139,23 @@ def test_engines_for_whose_loss_ipcluster_ends_everything(fails):
     assert error.returncode in (None, 0)  # it takes this for an orderly end
     assert "engine" in error.cause
     assert error.log
+
+
+def test_a_hub_whose_file_is_gone_again(new_cluster):
+    cluster = new_cluster(n=1)
+    cluster.start(check_after=PATIENCE)
+    os.remove(cluster.connection_file)
+    with pytest.raises(ClusterStartError, match="the controller has written no connection file"):
+        cluster.slots.wait_for(1, time.monotonic() + PATIENCE)
+
+
+def test_a_hub_that_falls_silent(new_cluster):
+    cluster = new_cluster(n=1)
+    cluster.start(check_after=PATIENCE)
+    send_signal(cluster.controller, signal.SIGSTOP)
+    with pytest.raises(ClusterStartError, match="the hub did not answer"):
+        cluster.slots.wait_for(2, time.monotonic() + 0.5)
+    cluster.stop(kill_after=1)
 
 
 def test_engines_that_cannot_load_the_agent(fails):
