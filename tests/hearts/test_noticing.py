@@ -239,7 +239,11 @@ def test_handlers_of_a_death_noticed_at_once_run_in_order_on_the_monitors_thread
 
 
 class Proxy:
-    """A way to a TCP address that can be cut; what connects afterwards comes through again."""
+    """A way to a TCP address that can be cut; what connects afterwards comes through again.
+
+    Its target learns of a cut when who was cut off comes again. What it asks then is not answered into the old
+    connection, where the answer would be lost.
+    """
 
     def __init__(self, target: str) -> None:
         host, port = target.removeprefix("tcp://").split(":")
@@ -247,6 +251,8 @@ class Proxy:
         self._listener = sockets.create_server(("127.0.0.1", 0))
         self.address = f"tcp://127.0.0.1:{self._listener.getsockname()[1]}"
         self._lanes: dict[sockets.socket, sockets.socket] = {}
+        self._near: set[sockets.socket] = set()
+        self._severed: list[sockets.socket] = []
         self._changing = threading.Lock()
         self._stop, self._stopped = os.pipe()
         self._thread = threading.Thread(target=self._run)
@@ -265,8 +271,7 @@ class Proxy:
     def _serve(self, ready: list[object]) -> None:
         for end in ready:
             if end is self._listener:
-                near, far = self._listener.accept()[0], sockets.create_connection(self._target)
-                self._lanes.update({near: far, far: near})
+                self._connect(self._listener.accept()[0])
             elif end in self._lanes:
                 data = end.recv(65536)
                 if data:
@@ -274,17 +279,31 @@ class Proxy:
                 else:
                     self._close(end)
 
+    def _connect(self, near: sockets.socket) -> None:
+        while self._severed:
+            self._severed.pop().close()
+        far = sockets.create_connection(self._target)
+        self._lanes.update({near: far, far: near})
+        self._near.add(near)
+
     def _close(self, end: sockets.socket) -> None:
-        other = self._lanes.pop(end)
-        del self._lanes[other]
+        other = self._part(end)
         end.close()
         other.close()
 
+    def _part(self, end: sockets.socket) -> sockets.socket:
+        """Let nothing pass between this end and the other any more, and return that."""
+        other = self._lanes.pop(end)
+        del self._lanes[other]
+        self._near -= {end, other}
+        return other
+
     def cut(self) -> None:
         with self._changing:
-            assert self._lanes, "nobody has come this way"
-            while self._lanes:
-                self._close(next(iter(self._lanes)))
+            assert self._near, "nobody has come this way"
+            for near in list(self._near):
+                near.shutdown(sockets.SHUT_RDWR)  # it is closed where nobody selects among what is open
+                self._severed += [near, self._part(near)]
 
     def close(self) -> None:
         os.write(self._stopped, b"x")
@@ -292,6 +311,8 @@ class Proxy:
         with self._changing:
             while self._lanes:
                 self._close(next(iter(self._lanes)))
+            for end in self._severed:
+                end.close()
         self._listener.close()
         os.close(self._stop)
         os.close(self._stopped)
