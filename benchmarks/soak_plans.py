@@ -25,8 +25,8 @@ from common import Row, leash, parser, positive, report, say, settings
 #: Seconds after which a run hangs.
 PATIENCE = 180.0
 
-#: Lines of a failing run's output that are shown.
-LINES = 60
+#: Lines of a failing run's output that are shown, of its failures and of its end.
+LINES = 100
 
 MODULE = """
 import os
@@ -87,10 +87,10 @@ def main() -> None:
                 break
             outputs = [run(folder, seed, options.n) for _ in range(1 + options.twice)]
             done += 1
-            complaint = next(filter(None, (judge(*output) for output in outputs)), "")
-            if complaint:
-                failed[seed] = complaint
-                say(f"seed {seed}: {complaint}\n{tail(outputs[-1][1])}")
+            complaints = [(complaint, output) for code, output in outputs if (complaint := judge(code, output))]
+            if complaints:
+                failed[seed] = complaints[0][0]
+                say(f"seed {seed}: {complaints[0][0]}\n{excerpt(complaints[0][1])}")
             elif len({verdicts(output) for _, output in outputs}) > 1:
                 different.append(seed)
                 say(f"seed {seed}: not the same twice: {[verdicts(output) for _, output in outputs]}")
@@ -140,8 +140,13 @@ def verdicts(output: str) -> tuple[str, ...]:
     return tuple(sorted(set(re.findall(r"^VERDICTS (.*)$", output, re.MULTILINE))))
 
 
-def tail(output: str) -> str:
-    return "\n".join(output.splitlines()[-LINES:])
+def excerpt(output: str) -> str:
+    """Return the failures, as far as they are told, or else the last lines."""
+    lines = output.splitlines()
+    begins = [number for number, line in enumerate(lines) if re.match("=+ (FAILURES|ERRORS) =+$", line)]
+    ends = [number for number, line in enumerate(lines) if re.match("=+ PASSES =+$", line)]
+    failures = lines[begins[0] : ends[0] if ends else None] if begins else []
+    return "\n".join([*failures[:LINES], *lines[-LINES:]])
 
 
 if __name__ == "__main__":
