@@ -31,6 +31,7 @@ LINES = 100
 MODULE = """
 import os
 import pytest
+from pytest_ipcluster import EngineLost
 
 KINDS = ("kill", "pause", "crash")
 
@@ -53,7 +54,11 @@ def test_load_balanced(ipcluster, ipcluster_client, heart_failure):
         results = view.map_async(abs, range(-60, 0), ordered=True)
         plan.wait()
     judge(ipcluster, heart_failure, plan)
-    assert results.get(60) == list(range(60, 0, -1))
+    try:
+        assert results.get(60) == list(range(60, 0, -1))
+    except EngineLost as lost:  # a task at an engine that is paused for most of a second is given up
+        assert lost.death.how == "stopped by a signal"
+        assert ("pause", lost.slot) in [(step.kind, step.slot) for step in plan.steps]
 
 def test_direct(ipcluster, ipcluster_client, heart_failure):
     with heart_failure.plan(rate=8.0, kinds=KINDS, count=3) as plan:
