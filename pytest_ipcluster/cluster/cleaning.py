@@ -25,6 +25,8 @@ _HEARD_AFTER = 0.1
 
 _BUSY = "the engine was still busy with what a test had left"
 
+_DIED = "the engine died"
+
 
 @dataclass(frozen=True, slots=True)
 class Leftovers:
@@ -77,7 +79,7 @@ class _Cleaning:
 
     def turn(self) -> Leftovers:
         """Renew every engine once, abort what is under way, and tell what is left then."""
-        renewals = {number: _Renewal(self._client, number, self._tests, self._ours) for number in self._client.ids}
+        renewals, gone = self._renew()
         hint = min(self._deadline, time.monotonic() + self._hint_after)
         for renewal in renewals.values():
             renewal.wait(hint)
@@ -86,8 +88,21 @@ class _Cleaning:
             renewal.wait(self._deadline)
         complaints = {number: renewal.complaint(self._deadline) for number, renewal in renewals.items()}
         stuck = {number: complaint for number, complaint in complaints.items() if complaint}
-        stuck = {**dict.fromkeys(under_way.given, _BUSY), **stuck}
+        stuck = {**dict.fromkeys(under_way.given, _BUSY), **stuck, **dict.fromkeys(gone, _DIED)}
         return Leftovers(stuck, len(under_way.waiting), len(self._dropped - under_way.ids))
+
+    def _renew(self) -> tuple[dict[int, _Renewal], list[int]]:
+        """Send every engine its renewal; return these, and the engines that the client knows no more."""
+        from ipyparallel.error import NoEnginesRegistered
+
+        renewals: dict[int, _Renewal] = {}
+        gone = []
+        for engine in self._slots.engines():
+            try:
+                renewals[engine.id] = _Renewal(self._client, engine.id, self._tests, self._ours)
+            except (LookupError, NoEnginesRegistered):
+                gone.append(engine.id)
+        return renewals, gone
 
     def _abort(self, *, late: bool) -> Unfinished:
         """Have the engines refuse what is under way when they come to it; return what that was.
@@ -165,7 +180,7 @@ def _outcome(task: AsyncResult) -> list[str]:
     error = task.exception()
     name, message = error.elist[0][:2] if hasattr(error, "elist") else (type(error).__name__, str(error))
     if name == "EngineError":
-        return ["the engine died"]
+        return [_DIED]
     return [f"the engine could not be renewed: {name}: {str(message).partition(chr(10))[0]}"]
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import logging
 import os
 import sys
+from contextlib import suppress
 from typing import Any
 
 import psutil
@@ -16,6 +17,9 @@ from ipyparallel.cluster.launcher import LocalControllerLauncher, LocalEngineLau
 
 from pytest_ipcluster.cluster.forks import SOCKET, Fork, NoForkError, fork
 from pytest_ipcluster.network.routes import ROUTES, environment_by_lane, lane_of
+
+#: How often a connection file is looked at that does not hold what it should, a little over half a second each time.
+_LOOKS = 10
 
 __all__ = ["ForkserverControllerLauncher", "ForkserverEngineLauncher", "ForkserverEngineSetLauncher"]
 
@@ -73,6 +77,16 @@ class _Forked:
 
 class ForkserverControllerLauncher(_Forked, LocalControllerLauncher):
     """A local controller, forked."""
+
+    async def get_connection_info(self, timeout: float | None = None) -> Any:
+        """Return what the controller has written for clients and engines.
+
+        A file that is just being written is empty for a moment; ipyparallel looks again once, after half a second.
+        """
+        for _ in range(_LOOKS - 1):
+            with suppress(ValueError):
+                return await super().get_connection_info(timeout)
+        return await super().get_connection_info(timeout)
 
 
 class ForkserverEngineLauncher(_Forked, LocalEngineLauncher):

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import signal
 import sys
+import threading
 from collections.abc import Iterator
+from unittest import mock
 
 import psutil
 import pytest
@@ -14,6 +17,7 @@ from waiting import until
 
 from pytest_ipcluster import BackgroundCluster
 from pytest_ipcluster.cluster.autopsy import exit_code
+from pytest_ipcluster.cluster.forklaunchers import ForkserverControllerLauncher
 from pytest_ipcluster.cluster.warden import _filed
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="only Linux has a forkserver")
@@ -217,3 +221,17 @@ def test_the_warden_reads_its_pids_out_of_ipclusters_file(cluster):
     file = cluster.folder.profile / "security" / f"cluster-{cluster.cluster_id}.json"
     found = {process.pid for process in _filed(file, 0.0)}
     assert {role.pid for role in cluster._runtime.roles() if psutil.pid_exists(role.pid)} == found
+
+
+def test_connection_files_that_are_just_being_written_are_waited_for(tmp_path):
+    client, engine = tmp_path / "client.json", tmp_path / "engine.json"
+    engine.write_text('{"whole": 2}')
+    client.touch()
+    launcher = ForkserverControllerLauncher(profile_dir=str(tmp_path))
+    writing = threading.Timer(1.0, client.write_text, ['{"whole": 1}'])  # ipyparallel looks for half a second
+    writing.start()
+    try:
+        with mock.patch.object(type(launcher), "connection_files", {"client": str(client), "engine": str(engine)}):
+            assert asyncio.run(launcher.get_connection_info()) == {"client": {"whole": 1}, "engine": {"whole": 2}}
+    finally:
+        writing.join()

@@ -5,8 +5,10 @@ from __future__ import annotations
 import itertools
 import time
 from collections.abc import Iterable
+from types import SimpleNamespace
 
 import pytest
+from ipyparallel.error import NoEnginesRegistered
 
 from pytest_ipcluster.cluster.cleaning import Leftovers, clean_engines
 from pytest_ipcluster.cluster.hub import Unfinished
@@ -87,6 +89,9 @@ class Slots:
     def __init__(self, *answers: Unfinished, for_ever: bool = False) -> None:
         self._answers = itertools.cycle(answers) if for_ever else iter(answers)
         self.asked: list[bool] = []
+
+    def engines(self) -> list[SimpleNamespace]:
+        return [SimpleNamespace(id=7)]
 
     def unfinished(self, *, direct: bool) -> Unfinished:
         self.asked.append(direct)
@@ -176,3 +181,12 @@ def test_output_that_was_lost_before_the_client_could_hear_it_is_asked_for_again
 
 def test_an_engine_that_is_never_heard_is_stuck():
     assert clean(Client(Task(heard=False)), 0.05).stuck == {7: "the engine's output did not arrive"}
+
+
+@pytest.mark.parametrize("error", [KeyError(7), IndexError("No such engine: 7"), NoEnginesRegistered("none")])
+def test_an_engine_that_the_client_knows_no_more_has_died(error):
+    class Unknown(Client):
+        def broadcast_view(self, _: list[int]) -> View:
+            raise error
+
+    assert clean(Unknown(Task())).stuck == {7: "the engine died"}
