@@ -56,8 +56,10 @@ def prove(
         paths = [_Path(kind, wire.connect(kind.channel), wire.session, dict(engines)) for kind in kinds]
         for path in paths:
             wakeup.watch_fd(path.socket.fileno())
+        first = [path for path in paths if not path.kind.keeps]
+        last = [path for path in paths if path.kind.keeps]
         try:
-            return _wait(paths, deadline, wakeup, check)
+            return _wait(first, deadline, wakeup, check) or _wait(last, deadline, wakeup, check)
         finally:
             for path in paths:
                 wakeup.ignore_fd(path.socket.fileno())
@@ -111,7 +113,9 @@ def _broadcast(engines: Mapping[int, str]) -> Iterator[_Message]:
 class _Kind:
     """A kind of scheduler: its name, the controller's channel that leads to it, and the messages that it takes.
 
-    One that ``keeps`` a task until the engine can take it is not asked twice: the second task might stay there.
+    One that ``keeps`` a task until the engine can take it is not asked twice: the second task might stay there. It is
+    asked last, when the engine is known to have connected elsewhere: a task that it loses keeps the engine from getting
+    any other.
     """
 
     name: str
