@@ -14,4 +14,4 @@ def until(reached: Callable[[], object]) -> None:
     deadline = time.monotonic() + SOON
     while not reached():
         assert time.monotonic() < deadline, "it has not come about"
-        time.sleep(0.002)
+        time.sleep(0.002)  # what is waited for here has no event: see above

@@ -18,10 +18,10 @@ from ipyparallel.cluster.launcher import LocalControllerLauncher, LocalEngineLau
 from pytest_ipcluster.cluster.forks import SOCKET, Fork, NoForkError, fork
 from pytest_ipcluster.network.routes import ROUTES, environment_by_lane, lane_of
 
+__all__ = ["ForkserverControllerLauncher", "ForkserverEngineLauncher", "ForkserverEngineSetLauncher"]
+
 #: How often a connection file is looked at that does not hold what it should, a little over half a second each time.
 _LOOKS = 10
-
-__all__ = ["ForkserverControllerLauncher", "ForkserverEngineLauncher", "ForkserverEngineSetLauncher"]
 
 
 class _Forked:

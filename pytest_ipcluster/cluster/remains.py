@@ -9,6 +9,7 @@ import os
 import sys
 import threading
 import time
+from contextlib import suppress
 from pathlib import Path
 from types import FrameType
 
@@ -81,12 +82,10 @@ def _children() -> list[int]:
     """
     found: set[str] = set()
     for _ in range(_READS):
-        try:
+        with suppress(FileNotFoundError, ProcessLookupError):  # a thread has ended meanwhile
             for path in Path("/proc/self/task").glob("*/children"):
                 found.update(path.read_text().split())
             break
-        except (FileNotFoundError, ProcessLookupError):  # the thread has ended meanwhile
-            continue
     return [int(pid) for pid in found if _runs(pid)]
 
 

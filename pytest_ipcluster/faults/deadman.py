@@ -235,7 +235,7 @@ def _addressees(lane: str, message: str, options: dict[str, Any]) -> Iterator[tu
 def _mixed(kind: type[ClusterError], other: type[Exception]) -> type[ClusterError]:
     """Return a class of errors that are of both kinds, and read as ours."""
     told: dict[str, Any] = {"__str__": BaseException.__str__, "__repr__": BaseException.__repr__}
-    told |= {"__module__": kind.__module__, "__reduce__": kind.__reduce__, "_pickled_as": kind}
+    told |= {"__module__": kind.__module__, "_pickled_as": kind}
     return type(kind.__name__, (kind, other), told)
 
 
