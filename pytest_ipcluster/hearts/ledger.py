@@ -201,7 +201,7 @@ class Ledger:
     def mute(self, heart: bytes) -> None:
         """Count the answers of a heart as if they had never come, until it is unmuted."""
         self.guests.muted.add(heart)
-        if heart in self.expected or heart in self._admitted:
+        if heart in self.expected:
             self.expected.discard(heart)
             self._unheard.add(heart)
 

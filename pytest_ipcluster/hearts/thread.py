@@ -251,6 +251,10 @@ def bind(socket: zmq.Socket[bytes], url: str, keys: MonitorKeys | None = None) -
         keys.apply(socket)
         longest = _LONGEST_INTRODUCTION
     socket.setsockopt(zmq.MAXMSGSIZE, longest)
+    if not publishes and (keys is not None or url.startswith("ipc://")):
+        # A heart may be back before this thread knows that it was gone: libzmq then never hears it again, or lets it
+        # take its name from the older connection. Where anybody may connect, anybody could take it.
+        socket.setsockopt(zmq.ROUTER_HANDOVER, 1)
     socket.setsockopt(zmq.HANDSHAKE_IVL, _HANDSHAKE_LIMIT)
     socket.setsockopt(zmq.ZAP_DOMAIN, _DOMAIN)
     socket.bind(url)

@@ -18,9 +18,14 @@ from pytest_ipcluster.hearts.thread import MonitorThread
 
 ENGINE = """
 import sys
+from pathlib import Path
 from {module} import Heart
-ping, pong, ident = sys.argv[1:]
-heart = Heart(ping, pong, heart_id=ident.encode())
+ping, pong, ident, *key_file = sys.argv[1:]
+keys = {{}}
+if key_file:
+    from pytest_ipcluster.hearts.keys import HeartKeys
+    keys["keys"] = HeartKeys.read(Path(*key_file))
+heart = Heart(ping, pong, heart_id=ident.encode(), **keys)
 heart.start()
 print("beating", flush=True)
 sys.stdin.read()
@@ -71,9 +76,13 @@ def start_engine(ending: ExitStack) -> Callable[..., subprocess.Popen[str]]:
     """Return a function that starts a process with nothing but a heart in it, for the given monitor."""
 
     def start(
-        thread: MonitorThread, ident: bytes, module: str = "pytest_ipcluster.hearts.heart"
+        thread: MonitorThread,
+        ident: bytes,
+        module: str = "pytest_ipcluster.hearts.heart",
+        key_file: Path | None = None,
     ) -> subprocess.Popen[str]:
-        command = [sys.executable, "-c", ENGINE.format(module=module), thread.ping_url, thread.pong_url, ident.decode()]
+        arguments = [thread.ping_url, thread.pong_url, ident.decode(), *map(str, filter(None, [key_file]))]
+        command = [sys.executable, "-c", ENGINE.format(module=module), *arguments]
         environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
         process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment)
         ending.enter_context(process)

@@ -622,6 +622,14 @@ def test_muted_heart_is_not_among_the_expected(bench: Bench) -> None:
     assert bench.ledger.expected == {A, B}
 
 
+def test_muted_and_unmuted_heart_that_was_admitted_after_its_answer_gives_it_only_once(bench: Bench) -> None:
+    assert bench.ledger.pong(A, bench.last.token, 0.0) is Pong.CURRENT
+    bench.ledger.admit(A)
+    bench.ledger.mute(A)
+    bench.ledger.unmute(A)
+    assert bench.ledger.pong(A, bench.last.token, 0.0) is Pong.STALE
+
+
 def test_forgotten_heart_is_no_longer_muted(bench: Bench) -> None:
     bench.beat(A)
     bench.ledger.mute(A)

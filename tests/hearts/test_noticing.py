@@ -8,21 +8,21 @@ import signal
 import socket as sockets
 import subprocess
 import threading
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import psutil
 import pytest
+from waiting import SOON, until
 
 from pytest_ipcluster.hearts.heart import Heart
+from pytest_ipcluster.hearts.keys import MonitorKeys
 from pytest_ipcluster.hearts.thread import MonitorThread
 from pytest_ipcluster.report.events import Event
 
 A, B = b"heart-a", b"heart-b"
 #: Milliseconds between two beats, once the hearts are known; longer than any of these tests.
 NEVER = 600_000.0
-SOON = 30.0
 
 Processes = dict[bytes, "subprocess.Popen[str]"]
 
@@ -52,14 +52,14 @@ class Watch:
         """Beat once more, and then not again in the lifetime of this test."""
         self.thread.call(setattr, self.monitor, "period", NEVER)
         beats = self.thread.call(lambda: self.monitor.lifetime)
-        while self.thread.call(lambda: self.monitor.lifetime) == beats:
-            pass
+        until(lambda: self.thread.call(lambda: self.monitor.lifetime) != beats)
 
     def wait_for_answer(self, heart: bytes) -> None:
         """Wait until this heart has answered since the last beat: a beat that is made by hand may come too soon."""
-        deadline = time.monotonic() + SOON
-        while not self.thread.call(lambda: heart in self.monitor.responses):
-            assert time.monotonic() < deadline
+        until(lambda: self.thread.call(lambda: heart in self.monitor.responses))
+
+    def last_pong(self, heart: bytes) -> float | None:
+        return self.thread.call(self.monitor.ledger.last_pong, heart)
 
     def wait_for(self, kind: str, heart: bytes, since: int = 0) -> Event:
         event = self.events.wait_for(lambda event: event.kind == kind and event.heart == heart, SOON, since=since)
@@ -319,13 +319,18 @@ class Proxy:
 
 
 @pytest.fixture
-def by_proxy(start_monitor, start_engine, ending) -> Iterator[tuple[Watch, Proxy]]:
-    """A monitor, and a heart whose pongs take a way that can be cut. More misses than it takes to connect again."""
-    watch = Watch(start_monitor, misses=100)
+def by_proxy(start_monitor, start_engine, ending, folder: Path) -> Iterator[tuple[Watch, Proxy]]:
+    """A monitor, and a heart whose pongs take a way that can be cut. More misses than it takes to connect again.
+
+    With keys, as the plugin has them wherever there is a network.
+    """
+    keys = MonitorKeys.generate()
+    keys.hearts.write(folder / "keys")
+    watch = Watch(start_monitor, misses=100, keys=keys)
     proxy = Proxy(watch.thread.pong_url)
     ending.callback(proxy.close)
     real, watch.thread.pong_url = watch.thread.pong_url, proxy.address
-    watch.processes[A] = start_engine(watch.thread, A)
+    watch.processes[A] = start_engine(watch.thread, A, key_file=folder / "keys")
     watch.thread.pong_url = real
     watch.thread.wait_for_heart(A)
     return watch, proxy
@@ -335,9 +340,8 @@ def test_connection_that_is_cut_and_comes_back_is_no_death(by_proxy: tuple[Watch
     watch, proxy = by_proxy
     proxy.cut()
     watch.wait_for("suspected", A)
-    heard = watch.thread.call(watch.monitor.ledger.last_pong, A)
-    while watch.thread.call(watch.monitor.ledger.last_pong, A) == heard:
-        pass
+    heard = watch.last_pong(A)
+    until(lambda: watch.last_pong(A) != heard)
     assert watch.failed == []
     assert "failed" not in watch.kinds(A)
 
@@ -345,25 +349,55 @@ def test_connection_that_is_cut_and_comes_back_is_no_death(by_proxy: tuple[Watch
 def test_suspect_is_asked_out_of_turn_and_its_answer_is_heard(by_proxy: tuple[Watch, Proxy]) -> None:
     watch, proxy = by_proxy
     watch.stop_beating()
-    while watch.thread.call(lambda: A not in watch.monitor.responses):
-        pass
-    heard = watch.thread.call(watch.monitor.ledger.last_pong, A)
+    watch.wait_for_answer(A)
+    heard = watch.last_pong(A)
     proxy.cut()
     watch.wait_for("suspected", A)
-    while watch.thread.call(watch.monitor.ledger.last_pong, A) == heard:
-        pass
+    until(lambda: watch.last_pong(A) != heard)
     assert watch.failed == []
 
 
 def test_death_after_a_connection_came_back_is_noticed_at_once(by_proxy: tuple[Watch, Proxy]) -> None:
     watch, proxy = by_proxy
     watch.stop_beating()
-    while watch.thread.call(lambda: A not in watch.monitor.responses):
-        pass
-    heard = watch.thread.call(watch.monitor.ledger.last_pong, A)
+    watch.wait_for_answer(A)
+    heard = watch.last_pong(A)
     proxy.cut()
-    while watch.thread.call(watch.monitor.ledger.last_pong, A) == heard:
-        pass
+    until(lambda: watch.last_pong(A) != heard)
     watch.processes[A].kill()
     watch.wait_for("failed", A)
     assert watch.failed == [A]
+
+
+# -- a heart that comes back before the monitor knows that it was gone
+
+
+@pytest.fixture
+def twice(request: pytest.FixtureRequest, start_monitor, start_engine, folder: Path) -> Watch:
+    """A monitor that has failed a heart whose connection stands, and the same heart by a connection of its own."""
+    addresses = {name: f"ipc://{folder}/{name}" for name in ("ping", "pong")} if request.param == "ipc" else {}
+    key_file, keys = None, None
+    if request.param == "keys":
+        key_file, keys = folder / "keys", MonitorKeys.generate()
+        keys.hearts.write(key_file)
+    watch = Watch(start_monitor, keys=keys, **addresses)
+    first = start_engine(watch.thread, A, key_file=key_file)
+    watch.thread.wait_for_heart(A)
+    first.send_signal(signal.SIGSTOP)
+    watch.wait_for("failed", A)
+    start_engine(watch.thread, A, key_file=key_file)
+    return watch
+
+
+@pytest.mark.parametrize("twice", ["ipc", "keys"], indirect=True)
+def test_newer_connection_of_a_heart_counts_where_strangers_are_kept_out(twice: Watch) -> None:
+    twice.wait_for("returned", A)
+
+
+@pytest.mark.parametrize("twice", ["neither"], indirect=True)
+def test_older_connection_of_a_heart_counts_where_anybody_may_connect(twice: Watch, start_engine) -> None:
+    start_engine(twice.thread, B)
+    twice.thread.wait_for_heart(B)
+    began = twice.thread.call(lambda: twice.monitor.lifetime)
+    until(lambda: twice.thread.call(lambda: twice.monitor.lifetime) > began + 1)  # twenty beats
+    assert "returned" not in twice.kinds(A)
