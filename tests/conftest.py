@@ -10,7 +10,8 @@ import psutil
 import pytest
 from tables import write_tables
 
-from pytest_ipcluster.cluster.processes import environment, is_alive
+from pytest_ipcluster.cluster.processes import environment, is_alive, wait_gone
+from pytest_ipcluster.report.leaks import PATIENCE, process_leak
 
 _SUITE = "PYTEST_IPCLUSTER_SUITE"
 
@@ -30,10 +31,11 @@ def nothing_outlives_the_suite() -> Iterator[None]:
         del os.environ[_SUITE]
     else:
         os.environ[_SUITE] = outer
-    left = {process: " ".join(process.cmdline())[:120] for process in _of_this_suite(mark)}
+    left = wait_gone(_of_this_suite(mark), PATIENCE)
+    told = [process_leak(process, {}).what for process in left]
     for process in left:
         process.kill()
-    assert not left, "\n".join(f"{process.pid}: {command}" for process, command in left.items())
+    assert not left, "\n".join(told)
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -166,13 +166,17 @@ def log_files() -> set[str]:
 
 
 def settled(look: Callable[[], Snapshot], patience: float = PATIENCE) -> Snapshot:
-    """Return what ``look()`` finds and goes on finding for ``patience`` seconds; at once when that is nothing."""
+    """Return what ``look()`` finds and goes on finding for ``patience`` seconds; at once when that is nothing.
+
+    However long the machine stands still meanwhile, there are a quarter of the looks that there is time for.
+    """
     found = look()
     if found:
         gc.collect()  # what nobody can reach any more closes itself
-    deadline = time.monotonic() + patience
-    while found and time.monotonic() < deadline:
+    deadline, looks = time.monotonic() + patience, patience / _AGAIN / 4
+    while found and (time.monotonic() < deadline or looks > 0):
         time.sleep(_AGAIN)  # there is no notice of a descriptor that another thread closes
+        looks -= 1
         found = look()
     return found
 

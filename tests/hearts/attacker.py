@@ -47,7 +47,7 @@ class Attacker:
 
     def listener(self) -> zmq.Socket[bytes]:
         pings = self.context.socket(zmq.SUB)
-        pings.linger, pings.rcvtimeo = 0, 2000
+        pings.linger, pings.rcvtimeo = 0, 60_000
         pings.subscribe(b"")
         pings.connect(self.ping)
         return pings

@@ -87,7 +87,8 @@ def test_keys_are_in_no_repr_event_or_command_line(
 ) -> None:
     told = [repr(keys), repr(keys.hearts), str(keys), repr(monitor), repr(monitor.events.since())]
     for process in [psutil.Process(), *psutil.Process().children(recursive=True)]:
-        told += [*process.cmdline(), *process.environ().values()]
+        with suppress(psutil.NoSuchProcess):  # others may end at any moment
+            told += [*process.cmdline(), *process.environ().values()]
     told += capfd.readouterr()
     for secret in secrets(keys):
         assert not any(secret in text for text in told)

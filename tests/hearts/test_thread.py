@@ -14,6 +14,7 @@ from pathlib import Path
 
 import pytest
 import zmq
+from waiting import until
 
 from pytest_ipcluster.hearts import thread as thread_module
 from pytest_ipcluster.hearts.heart import Heart
@@ -49,6 +50,11 @@ def wait_for(log: EventLog, kind: str, heart: bytes | None = None, since: int = 
 
 def kinds(log: EventLog, heart: bytes, since: int = 0) -> list[str]:
     return [event.kind for event in log.since(since) if event.heart == heart]
+
+
+def wait_for_answer(thread: MonitorThread, heart: bytes) -> None:
+    """Wait until this heart has answered since the last beat: then it has missed none."""
+    until(lambda: thread.call(lambda: heart in thread.monitor.responses))
 
 
 def record_beats(thread: MonitorThread) -> list[tuple[float, Beat]]:
@@ -265,8 +271,7 @@ def test_call_that_the_end_overtakes_is_told(start_monitor: Start) -> None:
         pool.submit(thread.call, end)
         assert entered.wait(30)
         overtaken = pool.submit(thread.call, divmod, 7, 3)
-        while not thread._calls and not overtaken.done():
-            pass
+        until(lambda: thread._calls or overtaken.done())
         go_on.set()
         with pytest.raises(RuntimeError, match="ended before it could run"):
             overtaken.result(30)
@@ -318,6 +323,7 @@ def test_killed_process_is_failed_once_within_one_more_beat_than_misses(
     engine = start_engine(thread, A)
     thread.wait_for_heart(A)
     beats = record_beats(thread)
+    wait_for_answer(thread, A)
     mark = len(thread.events)
     engine.kill()
     engine.wait()
@@ -328,7 +334,9 @@ def test_killed_process_is_failed_once_within_one_more_beat_than_misses(
     (verdict,) = [index for index, beat in enumerate(judged) if beat.failed]
     assert verdict <= thread.monitor.misses
     assert failed == [A]
-    assert kinds(thread.events, A, mark) == ["suspected", "missed", "missed", "missed", "failed"]
+    told = kinds(thread.events, A, mark)
+    assert told[-1] == "failed"
+    assert sorted(told[:-1]) == ["missed", "missed", "missed", "suspected"]  # it may be long in closing its connection
 
 
 def test_paused_process_is_failed_once_then_returned_once(start_monitor: Start, start_engine: StartEngine) -> None:
@@ -393,14 +401,13 @@ def test_flood_of_strangers_hides_no_death(start_monitor: Start, start_engine: S
 
     shouting = threading.Thread(target=shout)
     shouting.start()
-    engine.kill()
     try:
+        until(lambda: thread.monitor.bad_messages and thread.monitor.ledger.tally[Pong.STALE])
+        engine.kill()
         wait_for(thread.events, "failed", A)
     finally:
         enough.set()
         shouting.join()
-    assert thread.monitor.bad_messages > 0
-    assert thread.monitor.ledger.tally[Pong.STALE] > 0
 
 
 def test_message_that_is_too_long_never_arrives(start_monitor: Start, start_heart: StartHeart) -> None:
@@ -431,10 +438,9 @@ def test_hearts_that_are_not_allowed_are_counted_and_not_told_of(start_monitor: 
     start_heart(thread, B)
     start_heart(thread, A)
     thread.wait_for_heart(A)
-    while not thread.monitor.ledger.tally[Pong.STRANGER]:
-        thread.call(lambda: None)
+    until(lambda: thread.monitor.ledger.tally[Pong.STRANGER])
     assert thread.monitor.hearts == {A}
-    assert {event.heart for event in thread.events.since()} == {A}
+    assert {event.heart for event in thread.events.since() if event.kind != "stalled"} == {A}
 
 
 def test_heart_that_is_allowed_later_is_watched_at_once_if_it_has_answered(
@@ -442,8 +448,7 @@ def test_heart_that_is_allowed_later_is_watched_at_once_if_it_has_answered(
 ) -> None:
     thread = start_monitor(allowed=[])
     start_heart(thread, A)
-    while not thread.monitor.ledger.tally[Pong.STRANGER]:
-        thread.call(lambda: None)
+    until(lambda: thread.monitor.ledger.tally[Pong.STRANGER])
     thread.call(setattr, thread.monitor, "period", 600_000.0)  # no beat is needed for it
     thread.call(thread.monitor.allow, A)
     assert kinds(thread.events, A) == ["new heart"]
@@ -472,6 +477,7 @@ def test_muted_heart_is_failed_though_its_process_lives_and_returns(
     for heart in (A, B):
         engines[heart] = start_engine(thread, heart)
         thread.wait_for_heart(heart)
+    wait_for_answer(thread, A)
     mark = len(thread.events)
     thread.call(thread.monitor.mute, A)
     wait_for(thread.events, "failed", A, since=mark)

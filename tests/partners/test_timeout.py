@@ -354,6 +354,7 @@ LIMIT = 2
 
 KEEPER = """
 import contextlib, time
+import psutil, traitlets.config, zmq  # which would be the longest of what is charged to the test
 import pytest_ipcluster.keeper
 
 class Keeper:

@@ -12,7 +12,9 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
+from itertools import count
 from pathlib import Path
+from types import SimpleNamespace
 
 import psutil
 import pytest
@@ -223,6 +225,13 @@ class TestSettling:
         thread, _ = running_thread(stack, "pump")
         assert settled(lambda: take_snapshot() - before, 0.0).threads == {thread}
 
+    def test_machine_that_stands_still_takes_no_patience_away(self, monkeypatch):
+        looks, hours = [], count(step=3600.0)
+        left = Snapshot(frozenset(), Counter(["socket:[1]"]))
+        monkeypatch.setattr(leaks, "time", SimpleNamespace(monotonic=hours.__next__, sleep=lambda _seconds: None))
+        assert settled(lambda: looks.append(1) or (left if len(looks) < 5 else NOTHING)) == NOTHING
+        assert settled(lambda: left) == left
+
     def test_nothing_is_nothing_at_once(self):
         looks = []
         assert settled(lambda: looks.append(1) or NOTHING, SOON) == NOTHING
@@ -230,8 +239,9 @@ class TestSettling:
 
     def test_what_only_waits_for_the_collector_is_not_left(self):
         before = take_snapshot()
-        _Owner()
+        owner = _Owner()
         assert (take_snapshot() - before).descriptors
+        del owner
         assert settled(lambda: take_snapshot() - before, SOON) == NOTHING
 
 
