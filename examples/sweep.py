@@ -148,8 +148,10 @@ class Sweep:
 
     def _wait(self, result: AsyncResult, deadline: float) -> None:
         """Wait for one result. ipyparallel itself would wait for ever when no engine is left to work on it."""
-        while not result.wait(0.05):
+        done = False
+        while not done:
+            done = result.wait(0.05)
             if self._watchdog is not None and self._watchdog.alarm.is_set():
                 raise EnginesLostError(f"{len(self._watchdog.lost)} engines are lost, {self._watchdog.spare} to spare")
-            if time.monotonic() > deadline:
+            if not done and time.monotonic() > deadline:
                 raise TimeoutError("the sweep is not done yet")

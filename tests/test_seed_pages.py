@@ -78,6 +78,7 @@ def cluster():
     """A running cluster, and the same made by hand as the page has it: ``start``, later ``stop``."""
     cluster = BackgroundCluster(n=1, private=True, silent=True)
     cluster.start(n=2, check_after=30)
+    cluster.wait_for_engines()
     yield cluster
     cluster.stop(kill_after=5)
     assert cluster.poll() == cluster.returncode == 0

@@ -20,8 +20,8 @@ __all__ = ["Leftovers", "clean_engines"]
 #: The part of the patience after which the tasks of an engine that has not answered are aborted.
 _HINT_AFTER = 0.25
 
-#: Seconds to wait for the output of a task before another one is sent to be heard.
-_HEARD_AFTER = 0.1
+#: Seconds to wait for the output of a task before another one is sent to be heard, and for one of them to be.
+_HEARD_AFTER, _HEARD_WITHIN = 0.1, 0.5
 
 _BUSY = "the engine was still busy with what a test had left"
 
@@ -165,6 +165,7 @@ class _Renewal:
         and ``execute(block=True)`` waits for it for ever.
         """
         task = self._tasks[0]
+        deadline = max(deadline, time.monotonic() + _HEARD_WITHIN)  # whoever else has taken all the time there was
         while not task.wait_for_output(_HEARD_AFTER):
             if time.monotonic() > deadline:
                 return False

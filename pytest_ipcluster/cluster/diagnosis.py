@@ -31,8 +31,11 @@ _NOT_RECOGNIZED = re.compile(r"Config option `(?P<name>\w+)` not recognized by .
 #: What ipcluster writes when it has lost its engines, or could not start them, and goes on without.
 _ENGINELESS = {
     r"\[IPClusterStart\].*engine set stopped": "all engines have ended",
-    r"IPClusterStart\.start_cluster\(\).*exception=": "ipcluster could not start the engines",
+    r"IPClusterStart\.start_cluster\(\).*exception=(?!.*Controller stopped)": "ipcluster could not start the engines",
 }
+
+#: What it writes when it has waited for the controller's files, and that has ended.
+_CONTROLLERLESS = re.compile(r"IPClusterStart\.start_cluster\(\).*exception=.*Controller stopped")
 
 #: The controller's notes of which there are too many: of each of our own questions, which a waiting start asks again
 #: and again, and of each beat that an engine misses long after its death.
@@ -87,6 +90,12 @@ def engines_lost(output: Path) -> str:
     """Say what ipcluster's own output tells about engines that its file does not name; empty when it is nothing bad."""
     text = tail(output, sys.maxsize)
     return next((what for sign, what in _ENGINELESS.items() if re.search(sign, text)), "")
+
+
+def controller_lost(output: Path) -> str:
+    """Say what ipcluster's own output tells about a controller that its file has never named; empty for nothing."""
+    lost = _CONTROLLERLESS.search(tail(output, sys.maxsize))
+    return "the controller ended before ipcluster could start the engines" if lost else ""
 
 
 def not_recognized(said: str, arguments: Iterable[str]) -> str:

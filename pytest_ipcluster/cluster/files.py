@@ -6,6 +6,7 @@ import contextlib
 import json
 import os
 import sys
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,7 +14,10 @@ from typing import Any
 
 from pytest_ipcluster.errors import ClusterError
 
-__all__ = ["ClusterFiles", "current_profile", "given_cluster_id", "profile_folder", "read_json"]
+__all__ = ["ClusterFiles", "current_profile", "given_cluster_id", "profile_folder", "read_finished_json", "read_json"]
+
+#: How often a file that is not complete is read, and the seconds in between: writing one takes half a millisecond.
+_READS, _AGAIN = 20, 0.001
 
 
 def profile_folder(name: str) -> Path:
@@ -99,6 +103,15 @@ class ClusterFiles:
         for folder in ("security", "log"):
             for path in (self.profile / folder).glob(f"*{self.cluster_id}*"):
                 path.unlink(missing_ok=True)
+
+
+def read_finished_json(path: Path) -> dict[str, Any] | None:
+    """Return a JSON file's content; one that is just being written is read again, for as long as that may take."""
+    for _ in range(_READS):
+        if (content := read_json(path)) is not None or not path.exists():
+            return content
+        time.sleep(_AGAIN)  # a file says nothing when it is complete
+    return None
 
 
 def read_json(path: Path) -> dict[str, Any] | None:

@@ -25,26 +25,42 @@ FORKSERVER_LOG = "forkserver.log"
 #: Seconds between two looks for what the forkserver writes a moment after the end of a process.
 _AGAIN = 0.005
 
+#: Seconds in which those who know how a process has ended, and have just reaped it, get to say so.
+_SILENCE = 1.0
+
 
 class ForkedChild(Child):
     """A Popen object of a process that the forkserver (``server``) has forked, and which writes its end into ``log``.
 
-    When the forkserver is gone the warden tells, which adopts its children. ``returncode`` is 255 when nobody could.
+    Only what stands there after the byte ``begun`` counts, for an earlier process may have had this pid: the log's
+    length before the fork. When the forkserver is gone the warden tells, which adopts its children. ``returncode`` is
+    255 when nobody could.
     """
 
-    def __init__(self, args: Sequence[str], pid: int, guard: Guard, server: psutil.Process | None, log: Path) -> None:
+    def __init__(
+        self, args: Sequence[str], pid: int, guard: Guard, server: psutil.Process | None, log: Path, begun: int = 0
+    ) -> None:
         super().__init__(args, pid, guard)
         self._server = server
         self._log = log
-        self._begun = log.stat().st_size if log.exists() else 0  # an earlier process may have had this pid
+        self._begun = begun
+        self._silent_since: float | None = None
 
     def poll(self) -> int | None:
         """Look whether the process has ended: its exit code, minus the signal's number for a signal, else None."""
         if self.returncode is None and not self._is_alive():
-            silent = self._is_reaped() and not (self._server is not None and is_alive(self._server))
+            silent = self._is_silent()
             code = self._told()
             self.returncode = UNKNOWN if code is None and silent else code
         return self.returncode
+
+    def _is_silent(self) -> bool:
+        """Tell whether nobody is left who will say how the process has ended."""
+        if not self._is_reaped() or (self._server is not None and is_alive(self._server)):
+            return False
+        if self._silent_since is None:
+            self._silent_since = time.monotonic()
+        return not self._guard.alive or time.monotonic() - self._silent_since > _SILENCE
 
     def wait(self, timeout: float | None = None) -> int:
         """Wait until the process has ended; raise subprocess.TimeoutExpired after ``timeout`` seconds."""

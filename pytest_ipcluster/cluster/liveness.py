@@ -7,18 +7,24 @@ channel, where an engine takes requests beside its task. The third the engine te
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from contextlib import AbstractContextManager, closing
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from pytest_ipcluster.cluster.engines import Engine
 from pytest_ipcluster.cluster.hub import Hub, Wire
 from pytest_ipcluster.errors import ClusterError
 
+if TYPE_CHECKING:
+    import zmq
+
 __all__ = ["answers", "state_of"]
 
 #: Seconds for an interpreter that is not stuck: one that computes in Python answers within a twentieth of that.
 _PATIENCE = 1.0
+
+#: Seconds after which it is asked again: what is sent before the way to a new engine stands is lost.
+_ASK_AGAIN = 0.25
 
 
 def state_of(engine: Engine, connect: Callable[[], AbstractContextManager[Hub]]) -> str:
@@ -45,11 +51,23 @@ def answers(connection: Mapping[str, Any], ident: str, timeout: float) -> bool:
     """
     with closing(Wire(connection)) as wire:
         control = wire.connect("control")
-        question = wire.session.msg("abort_request", content={"msg_ids": ["a task that nobody has sent"]})
-        wire.session.send(control, question, ident=ident.encode())
-        deadline = time.monotonic() + timeout
-        while control.poll(max(0, int(1000 * (deadline - time.monotonic())))):
-            _, reply = wire.session.recv(control, mode=0)
-            if reply is not None and reply["parent_header"].get("msg_id") == question["header"]["msg_id"]:
+        deadline, asked = time.monotonic() + timeout, set()
+        while True:
+            question = wire.session.msg("abort_request", content={"msg_ids": ["a task that nobody has sent"]})
+            wire.session.send(control, question, ident=ident.encode())
+            asked.add(question["header"]["msg_id"])
+            left = deadline - time.monotonic()
+            if _is_answered(wire, control, asked, min(_ASK_AGAIN, left)):
                 return True
+            if left <= 0:
+                return False
+
+
+def _is_answered(wire: Wire, control: zmq.Socket[bytes], asked: Collection[str], timeout: float) -> bool:
+    """Wait for an answer to one of these questions; one that is there already counts, however little time is left."""
+    deadline = time.monotonic() + timeout
+    while control.poll(max(0, int(1000 * (deadline - time.monotonic())))):
+        _, reply = wire.session.recv(control, mode=0)
+        if reply is not None and reply["parent_header"].get("msg_id") in asked:
+            return True
     return False

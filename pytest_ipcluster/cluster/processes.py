@@ -141,14 +141,16 @@ def resume(process: psutil.Process) -> bool:
 
 def children(process: psutil.Process) -> list[psutil.Process]:
     """Return the children of a process, also those that have ended and that it has not reaped."""
-    lists = list(Path(f"/proc/{process.pid}/task").glob("*/children"))
-    if not lists:  # another system
+    try:
+        threads = os.listdir(f"/proc/{process.pid}/task")
+    except OSError:  # another system, or it has ended
         with suppress(psutil.NoSuchProcess):
             return list(process.children())
+        return []
     pids: set[int] = set()
-    for path in lists:
+    for thread in threads:
         with suppress(OSError):  # of a thread that has ended
-            pids.update(map(int, path.read_text().split()))
+            pids.update(map(int, Path(f"/proc/{process.pid}/task/{thread}/children").read_text().split()))
     return [child for pid in sorted(pids) if (child := find(pid)) is not None]
 
 

@@ -69,15 +69,15 @@ def _wait(paths: list[_Path], deadline: float, wakeup: Wakeup, check: Callable[[
     ask_at = 0.0
     while True:
         check()
+        for path in paths:
+            path.hear()
+        if not any(path.waiting for path in paths):
+            return ""
         now = time.monotonic()
         if now >= ask_at:
             ask_at = now + _ASK_AGAIN
             for path in paths:
                 path.ask()
-        for path in paths:
-            path.hear()
-        if not any(path.waiting for path in paths):
-            return ""
         if now >= deadline:
             return " and ".join(path.complaint() for path in paths if path.waiting)
         wakeup.wait(min(_TURN, ask_at - now, deadline - now))

@@ -83,8 +83,8 @@ def _children() -> list[int]:
     found: set[str] = set()
     for _ in range(_READS):
         with suppress(FileNotFoundError, ProcessLookupError):  # a thread has ended meanwhile
-            for path in Path("/proc/self/task").glob("*/children"):
-                found.update(path.read_text().split())
+            for thread in os.listdir("/proc/self/task"):
+                found.update(Path(f"/proc/self/task/{thread}/children").read_text().split())
             break
     return [int(pid) for pid in found if _runs(pid)]
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pytest_ipcluster.cluster.files import read_json
+from pytest_ipcluster.cluster.files import read_finished_json
 
 __all__ = ["Role", "Roles", "read_roles"]
 
@@ -39,8 +39,8 @@ class Roles:
 
 
 def read_roles(cluster_file: Path) -> Roles:
-    """Return the roles in this cluster file; empty when it does not exist or is just being written."""
-    content = read_json(cluster_file) or {}
+    """Return the roles in this cluster file; empty when it does not exist or is never written to its end."""
+    content = read_finished_json(cluster_file) or {}
     controller = content.get("controller")
     sets = (content.get("engines") or {}).get("sets") or {}
     return Roles(

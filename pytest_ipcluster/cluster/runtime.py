@@ -143,14 +143,16 @@ class Runtime:
         if self.forkserver is None or self.folder.guard is None:
             return None
         everything = {**self._environment, **environment}
+        log = self.folder.logs / FORKSERVER_LOG
+        begun = log.stat().st_size if log.exists() else 0
         try:
             child = fork(self.folder.forkserver, module, arguments, everything, output, hold=hold)
         except NoForkError:  # a forkserver that is gone is missed at the next roll call
             return None
         child.close()  # the log tells of its end
         command = [sys.executable, "-m", module, *arguments]
-        server, log = find(self.forkserver.pid), self.folder.logs / FORKSERVER_LOG
-        return self._keep(ForkedChild(command, child.pid, self.folder.guard, server, log))
+        server = find(self.forkserver.pid)
+        return self._keep(ForkedChild(command, child.pid, self.folder.guard, server, log, begun))
 
     def _keep(self, child: subprocess.Popen[bytes]) -> subprocess.Popen[bytes]:
         self._children.append(child)

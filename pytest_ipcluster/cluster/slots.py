@@ -10,7 +10,6 @@ from pathlib import Path
 
 import psutil
 
-from pytest_ipcluster.cluster.diagnosis import tail
 from pytest_ipcluster.cluster.engines import Engine, read_engines
 from pytest_ipcluster.cluster.hub import Hub, Unfinished
 from pytest_ipcluster.cluster.liveness import state_of
@@ -28,7 +27,7 @@ from pytest_ipcluster.cluster.processes import (
 )
 from pytest_ipcluster.cluster.proof import prove
 from pytest_ipcluster.cluster.runtime import Runtime
-from pytest_ipcluster.cluster.starts import EngineStart, EngineStarts, take_back
+from pytest_ipcluster.cluster.starts import Crew, EngineStarts, take_back
 from pytest_ipcluster.cluster.startup import StartWatch
 from pytest_ipcluster.cluster.wakeup import Wakeup
 from pytest_ipcluster.errors import ClusterError, ClusterStartError, RepairError
@@ -187,10 +186,10 @@ class Slots:
             paused = [slot for slot, engine in self._engines.items() if slot < n and is_paused(engine.process)]
             broken = () if self._runtime.lanes is None else self._runtime.lanes.broken
             reasons = {slot: reason for slot in range(n) if (reason := self._defect(slot, registered, broken))}
-            surplus = set(registered) - set(range(n))
+            surplus = {*registered, *self._engines} - set(range(n))
             if reasons or surplus:
                 self._vacate(hub, {*reasons, *surplus})
-                self._fill(hub, sorted(reasons), range(n), begun + timeout)
+                self._fill(hub, sorted(reasons), begun + timeout, wanted=range(n), gone=surplus)
             hurt = self._heal_lanes(n)
         seconds = time.monotonic() - begun
         reasons = {**hurt, **dict.fromkeys(paused, "the engine was paused"), **reasons}
@@ -222,7 +221,7 @@ class Slots:
         if engine is None:
             return "there was no engine"
         resume(engine.process)  # whatever its state looks like: a stop that was just sent may not show yet
-        if not is_alive(engine.process) or is_doomed(engine.process):
+        if is_doomed(engine.process) or not is_alive(engine.process):  # in this order: it may end just now
             return "the engine was dead"
         if engine.nanny is not None and not is_alive(engine.nanny):
             return "the engine's nanny was dead"
@@ -233,13 +232,15 @@ class Slots:
         return ""
 
     def replace(self, slots: Iterable[int], timeout: float) -> list[Repair]:
-        """Replace the engines in these slots whatever their state, for example because they are stuck in a task."""
+        """Replace the engines in these slots whatever their state, for example because they are stuck in a task.
+
+        The others may be in any state as well. Raises :class:`RepairError` after ``timeout`` seconds.
+        """
         begun = time.monotonic()
         wanted = sorted(slots)
         with self._runtime.hub() as hub:
-            keep = list(self._engines)
             self._vacate(hub, wanted)
-            self._fill(hub, wanted, keep, begun + timeout)
+            self._fill(hub, wanted, begun + timeout, wanted=wanted)
         return [Repair(slot, "the engine was stuck", time.monotonic() - begun) for slot in wanted]
 
     def _vacate(self, hub: Hub, slots: Collection[int]) -> None:
@@ -249,6 +250,8 @@ class Slots:
         strike the new one off.
         """
         leaving = [self._engines[slot] for slot in slots if slot in self._engines]
+        # Whom somebody else has killed is to have ended before we say of him that we end him.
+        wait_gone([engine.process for engine in leaving if is_doomed(engine.process)], _SOON)
         processes: set[psutil.Process] = set()
         for engine in leaving:
             self.leaving(engine.heart)
@@ -267,38 +270,34 @@ class Slots:
                 self._runtime.lanes.clear(slot)
             hub.unregister(slot)  # also when it is not registered, for its registration may be pending
 
-    def _fill(self, hub: Hub, slots: Sequence[int], expected: Iterable[int], deadline: float) -> None:
-        """Start engines in these slots, all at once, and wait until the hub knows exactly the ``expected`` ones."""
-        wanted = set(expected)
+    def _fill(
+        self, hub: Hub, slots: Sequence[int], deadline: float, *, wanted: Iterable[int], gone: Iterable[int] = ()
+    ) -> None:
+        """Start engines in these slots, all at once, and wait until the hub knows all ``wanted`` and none ``gone``.
+
+        Raises :class:`RepairError` when one of the wanted ones ends meanwhile.
+        """
+        wanted, old = set(wanted), {*slots, *gone}
+        crew = Crew([engine for slot, engine in self._engines.items() if slot in wanted])
         with Wakeup() as wakeup:
-            self._wait(
-                hub,
-                lambda ids: not ids.keys() & set(slots),
-                deadline,
-                wakeup,
-                [],
-                "the hub did not drop the old engines",
-            )
-            starts = [self._starts.start(slot) for slot in slots]
-            for start in starts:
-                if (process := find(start.process.pid)) is not None:
-                    wakeup.watch_process(process)
+            dropped = lambda ids: not ids.keys() & old  # noqa: E731
+            self._wait(hub, dropped, deadline, wakeup, crew, "the hub did not drop the old engines")
             try:
-                registered = self._wait(
-                    hub,
-                    lambda ids: ids.keys() == wanted,
-                    deadline,
-                    wakeup,
-                    starts,
-                    "the new engines did not register",
-                )
-                self._prove(hub, registered, slots, deadline, wakeup, lambda: self._check(starts), RepairError)
+                for slot in slots:
+                    crew.starts.append(self._starts.start(slot))
+                for start in crew.starts:
+                    if (process := find(start.process.pid)) is not None:
+                        wakeup.watch_process(process)
+                there = lambda ids: ids.keys() >= wanted  # noqa: E731
+                registered = self._wait(hub, there, deadline, wakeup, crew, "the new engines did not register")
+                self._prove(hub, registered, slots, deadline, wakeup, crew.check, RepairError)
             except BaseException:
-                take_back(hub, starts, _SOON)
+                take_back(hub, crew.starts, _SOON)
                 raise
         self._starts.fill_spares()
-        self._engines = self._found(registered)
-        if missing := wanted - self._engines.keys():
+        found = self._found(registered)
+        self._engines |= found
+        if missing := wanted - found.keys():
             raise RepairError(f"the engines in slots {sorted(missing)} registered without the plugin's agent")
         for slot in slots:
             self.arrived(self._engines[slot].heart)
@@ -309,22 +308,14 @@ class Slots:
         reached: Callable[[dict[int, str]], bool],
         deadline: float,
         wakeup: Wakeup,
-        starts: Sequence[EngineStart],
+        crew: Crew,
         otherwise: str,
     ) -> dict[int, str]:
-        registered = hub.wait_until(reached, deadline, wakeup, lambda: self._check(starts))
+        registered = hub.wait_until(reached, deadline, wakeup, crew.check)
         if registered is None:
-            logs = "\n".join(tail(start.log) for start in starts)
-            raise RepairError(f"{otherwise} in time; registered are {sorted(hub.engines(_SOON))}\n{logs}".rstrip())
+            found, logs = sorted(hub.engines(_SOON)), crew.logs()
+            raise RepairError(f"{otherwise} in time; registered are {found}\n{logs}".rstrip())
         return registered
-
-    def _check(self, starts: Sequence[EngineStart]) -> None:
-        """Raise RepairError when one of the engines that are counted on has ended."""
-        for start in starts:
-            start.check()
-        for engine in self._engines.values():
-            if not is_alive(engine.process):
-                raise RepairError(f"the engine in slot {engine.slot} (pid {engine.pid}) ended during the repair")
 
 
 def _nothing() -> None:

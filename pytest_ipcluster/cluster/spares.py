@@ -16,8 +16,8 @@ from pathlib import Path
 
 __all__ = ["Spares"]
 
-#: Seconds for a spare to be ready, which takes it a tenth of one, and between two looks.
-_READY_WITHIN, _AGAIN = 2.0, 0.002
+#: Seconds for a spare to be ready, which takes it a tenth of one on a machine that has time, and between two looks.
+_READY_WITHIN, _AGAIN = 10.0, 0.002
 
 #: Starts an engine that is held at this pipe, its output into this file; None where engines can't be forked.
 Fork = Callable[[Path, Path], "subprocess.Popen[bytes] | None"]

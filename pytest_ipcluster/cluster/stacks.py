@@ -23,6 +23,9 @@ __all__ = ["read_stacks"]
 #: Seconds between two looks at the files, and for how many looks nothing must have been added.
 _AGAIN, _QUIET = 0.02, 2
 
+#: The stack that faulthandler writes last is that of the thread which got the signal.
+_LAST = "Current thread"
+
 
 def read_stacks(roll: RollCall, timeout: float) -> list[tuple[Engine, str]]:
     """Return each engine with the stacks of its threads, or with the reason why there are none.
@@ -63,14 +66,13 @@ def _takes(pid: int) -> bool:
 
 
 def _wait_quiet(files: list[tuple[Path, int]], timeout: float) -> None:
-    """Wait until each of these has grown and grows no more: nothing marks the end of what faulthandler writes."""
-    deadline, quiet, before = time.monotonic() + timeout, 0, [begun for _, begun in files]
+    """Wait until the last stack is in each of these, and nothing is added: nothing marks the end of that one."""
+    deadline, quiet, before = time.monotonic() + timeout, 0, [""] * len(files)
     while files and quiet < _QUIET and time.monotonic() < deadline:
         time.sleep(_AGAIN)  # faulthandler tells nobody that it has written
-        sizes = [_size(file) for file, _ in files]
-        grown = all(size > begun for size, (_, begun) in zip(sizes, files, strict=True))
-        quiet = quiet + 1 if grown and sizes == before else 0
-        before = sizes
+        texts = [_text(file, begun) for file, begun in files]
+        quiet = quiet + 1 if all(_LAST in text for text in texts) and texts == before else 0
+        before = texts
 
 
 def _size(file: Path) -> int:

@@ -5,18 +5,19 @@ from __future__ import annotations
 import json
 import subprocess
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from pytest_ipcluster.cluster.diagnosis import tail
+from pytest_ipcluster.cluster.engines import Engine
 from pytest_ipcluster.cluster.hub import Hub
-from pytest_ipcluster.cluster.processes import KILL, descendants, find, send_signal, wait_gone
+from pytest_ipcluster.cluster.processes import KILL, descendants, find, is_alive, send_signal, wait_gone
 from pytest_ipcluster.cluster.runtime import Runtime
 from pytest_ipcluster.cluster.spares import Spares
 from pytest_ipcluster.errors import RepairError
 from pytest_ipcluster.network.routes import CONNECTION, connection_by_lane
 
-__all__ = ["EngineStart", "EngineStarts", "take_back"]
+__all__ = ["Crew", "EngineStart", "EngineStarts", "take_back"]
 
 _ENGINE = "ipyparallel.engine"
 
@@ -34,6 +35,26 @@ class EngineStart:
         if self.process.poll() is not None:
             code = self.process.returncode
             raise RepairError(f"the new engine in slot {self.slot} ended with code {code}:\n{tail(self.log)}")
+
+
+@dataclass(frozen=True, slots=True)
+class Crew:
+    """Whom a repair counts on: ``others``, which are to live on, and those that it has started."""
+
+    others: Sequence[Engine]
+    starts: list[EngineStart] = field(default_factory=list)
+
+    def check(self) -> None:
+        """Raise RepairError when one of them has ended."""
+        for start in self.starts:
+            start.check()
+        for engine in self.others:
+            if not is_alive(engine.process):
+                raise RepairError(f"the engine in slot {engine.slot} (pid {engine.pid}) ended during the repair")
+
+    def logs(self) -> str:
+        """Return the ends of the new engines' logs."""
+        return "\n".join(tail(start.log) for start in self.starts)
 
 
 class EngineStarts:

@@ -19,6 +19,7 @@ import psutil
 
 from pytest_ipcluster.cluster.diagnosis import (
     advice,
+    controller_lost,
     engines_lost,
     last_lines,
     not_recognized,
@@ -81,7 +82,7 @@ class StartWatch:
             self._check_schedulers(roles.controller)
         elif self._controller is not None:
             self._check_role(self._controller)
-        if not roles.engines and (lost := engines_lost(self._output)):
+        if not roles.engines and (lost := engines_lost(self._output) or controller_lost(self._output)):
             raise self.error(lost)
         return roles
 

@@ -21,8 +21,9 @@ if TYPE_CHECKING:
 
 __all__ = ["Lookout"]
 
-#: Seconds for which a process must have been stopped before nobody waits for it any more.
-_STOPPED_FOR = 0.8
+#: Seconds for which a process must have been stopped before nobody waits for it any more, and how many of them one
+#: look can show at most: when the last look was longer ago than that, we may have been stopped as well.
+_STOPPED_FOR, _LONGEST_STEP = 0.8, 0.1
 
 #: Seconds that those who know how a process has ended get to tell.
 _ENDED_HOW = 0.03
@@ -84,7 +85,7 @@ class Lookout:
         down = engine.look(now)
         told = None if nanny is None else nanny.look(now)
         if down is not None and told is not None and nanny is not None and not told.stopped:
-            told = nanny.ended(lambda process: exit_code(process, self._roll.runtime, 0.0)) or told
+            told = nanny.ended(lambda process: self._exit_code(process, 0.0)) or told
         return Place(slot, down, told, has_nanny=nanny is not None)
 
     def death(self, down: Down) -> Death:
@@ -99,8 +100,11 @@ class Lookout:
     def _code(self, key: tuple[str, int]) -> int | None:
         with self._lock:
             process = next(one.process for one in self._everybody() if (one.role, one.process.pid) == key)
+        return self._exit_code(process, _ENDED_HOW)
+
+    def _exit_code(self, process: psutil.Process, patience: float) -> int | None:
         try:
-            return exit_code(process, self._roll.runtime, _ENDED_HOW)
+            return exit_code(process, self._roll.runtime, patience)
         except ClusterError:  # the warden, who would know, has just gone
             return None
 
@@ -142,6 +146,8 @@ class _Watched:
     process: psutil.Process
     _pulse: Pulse | None = None
     _stopped_at: float | None = None
+    _stopped_for: float = 0.0
+    _looked_at: float = float("-inf")
     _down: Down | None = None
     _explained: bool = False
     _well_at: float = float("-inf")
@@ -156,15 +162,18 @@ class _Watched:
         """Return what is wrong with the process; who has died stays dead, who was stopped may go on."""
         if self._down is not None and not self._down.stopped:
             return self._down
-        state = self.pulse.state()
+        state, step = self.pulse.state(), min(now - self._looked_at, _LONGEST_STEP)
+        self._looked_at = now
         if state == "dead":
             self._down = self._as_down(now)
         elif state != "paused":
             self._stopped_at, self._down, self._well_at = None, None, now
         elif self._stopped_at is None:
-            self._stopped_at = now
-        elif self._down is None and now - self._stopped_at >= _STOPPED_FOR:
-            self._down = self._as_down(self._stopped_at, stopped=True)
+            self._stopped_at, self._stopped_for = now, 0.0
+        else:
+            self._stopped_for += step
+            if self._down is None and self._stopped_for >= _STOPPED_FOR:
+                self._down = self._as_down(self._stopped_at, stopped=True)
         return self._down
 
     def _as_down(self, since: float, *, stopped: bool = False, killed: bool = False) -> Down:

@@ -177,6 +177,8 @@ class Deadman:
     def _judge(self, clients: list[GuardedClient], lookout: Lookout, sight: Sight) -> None:
         for guarded in clients:
             for call in guarded.waiting():
+                if call.sent > sight.now:  # who was down then may have gone on before this call
+                    continue
                 if (down := loss(call, sight)) is not None:
                     guarded.fail(call, _error(call, down, lookout, sight))
 

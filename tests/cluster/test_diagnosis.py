@@ -4,9 +4,13 @@ from __future__ import annotations
 
 import pytest
 
-from pytest_ipcluster.cluster.diagnosis import advice, engines_lost, not_recognized, reason, tail
+from pytest_ipcluster.cluster.diagnosis import advice, controller_lost, engines_lost, not_recognized, reason, tail
 
 STAMP = "2026-01-01 00:00:00.000"
+CONTROLLER_STOPPED = (
+    "Exception in callback <coro=<IPClusterStart.start_cluster() done> "
+    "exception=RuntimeError('Controller stopped with {} while waiting for [...]')>"
+)
 
 
 def test_the_tail_is_the_last_lines(tmp_path):
@@ -75,12 +79,20 @@ def test_advice_follows_the_sign_in_the_log():
             "Exception in callback <coro=<IPClusterStart.start_cluster() done> exception=FileNotFoundError(2)>",
             "ipcluster could not start the engines",
         ),
+        (CONTROLLER_STOPPED, ""),
         (f"{STAMP} [IPClusterStart] Starting 2 engines", ""),
     ],
 )
 def test_lost_engines_are_read_out_of_ipclusters_output(tmp_path, line, expected):
     (tmp_path / "log").write_text(line + "\n")
     assert engines_lost(tmp_path / "log") == expected
+
+
+@pytest.mark.parametrize("line", [CONTROLLER_STOPPED, f"{STAMP} [IPClusterStart] Starting 2 engines"])
+def test_a_controller_that_was_waited_for_is_read_out_of_ipclusters_output(tmp_path, line):
+    (tmp_path / "log").write_text(line + "\n")
+    told = "the controller ended before ipcluster could start the engines" if line is CONTROLLER_STOPPED else ""
+    assert controller_lost(tmp_path / "log") == told
 
 
 WARNING = f"{STAMP} [IPController] WARNING | Config option `nosuch` not recognized by `HeartMonitor`."

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
-from pytest_ipcluster.cluster.files import ClusterFiles, profile_folder
+from pytest_ipcluster.cluster import files as files_module
+from pytest_ipcluster.cluster.files import ClusterFiles, profile_folder, read_finished_json
 from pytest_ipcluster.cluster.roles import read_roles
 from pytest_ipcluster.errors import ClusterError
 
@@ -117,3 +119,22 @@ def test_a_job_without_a_pid_has_a_role_without_a_pid(files):
     job = {"n": 2, "job_id": "77", "state": "running"}
     write(files, {"controller": CONTROLLER, "engines": {"class": "slurm", "sets": {"1": job}}})
     assert [role.pid for role in read_roles(files.cluster_file).engines] == [None]
+
+
+def test_a_file_that_is_being_written_is_read_when_it_is_complete(tmp_path, monkeypatch):
+    file, waits = tmp_path / "cluster.json", []
+
+    def sleep(_seconds: float) -> None:
+        waits.append(file.read_text())
+        file.write_text('{"controller": {}}' if len(waits) == 3 else '{"contr')
+
+    file.touch()
+    monkeypatch.setattr(files_module, "time", SimpleNamespace(sleep=sleep))
+    assert read_finished_json(file) == {"controller": {}}
+    assert waits == ["", '{"contr', '{"contr']
+
+
+def test_a_file_that_is_never_complete_or_not_there_has_no_content(tmp_path):
+    (tmp_path / "cluster.json").write_text('{"contr')
+    assert read_finished_json(tmp_path / "cluster.json") is None
+    assert read_finished_json(tmp_path / "none.json") is None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
 
@@ -10,7 +11,8 @@ import pytest
 from clusters import kill
 from waiting import until
 
-from pytest_ipcluster.cluster.forked import ForkedChild, ends
+from pytest_ipcluster.cluster import runtime
+from pytest_ipcluster.cluster.forked import FORKSERVER_LOG, ForkedChild, ends
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="only Linux has a forkserver")
 
@@ -51,6 +53,39 @@ def test_the_warden_tells_when_the_forkserver_is_gone(cluster):
     assert child.poll() is None
     child.kill()
     assert child.wait(30) == -9
+
+
+def test_the_warden_may_be_a_moment_late_to_tell(cluster, monkeypatch):
+    child, guard = waiting(cluster), cluster.folder.guard
+    kill(forkserver_of(cluster))
+    monkeypatch.setattr(guard, "exit_code", lambda _pid: None)
+    child.kill()
+    until(lambda: not child._process.is_running())
+    assert child.poll() is None  # it has been reaped, and nobody has said yet how it ended
+    monkeypatch.undo()
+    assert child.wait(30) == -9
+
+
+def test_only_what_was_told_after_the_fork_counts(cluster):
+    child = waiting(cluster)
+    log = cluster.folder.logs / FORKSERVER_LOG
+    with log.open("a") as lines:
+        lines.write(json.dumps({"ended": child.pid, "code": 3}) + "\n")
+    guard, told = cluster.folder.guard, log.stat().st_size
+    assert ForkedChild([], child.pid, guard, None, log, told)._told() is None
+    assert ForkedChild([], child.pid, guard, None, log, 0)._told() == 3
+
+
+def test_an_end_that_comes_before_the_answer_to_the_fork_is_seen(cluster, monkeypatch):
+    real = runtime.fork
+
+    def slow(*args, **kwargs):
+        child = real(*args, **kwargs)
+        until(lambda: child.pid in ends(cluster.folder.logs / FORKSERVER_LOG))
+        return child
+
+    monkeypatch.setattr(runtime, "fork", slow)
+    assert spawn(cluster, "--version").wait(30) == 0
 
 
 def test_nobody_tells_when_both_are_gone(cluster):

@@ -86,6 +86,7 @@ def test_a_signal_to_an_ended_process_is_reported_as_not_sent(start):
 def test_waiting_returns_those_that_are_still_alive(start):
     ended, alive = start(), start()
     processes.send_signal(ended, signal.SIGKILL)
+    assert processes.wait_gone([ended], 30) == set()
     assert processes.wait_gone([ended, alive], 0.2) == {alive}
 
 

@@ -41,12 +41,12 @@ def frozen(process: psutil.Process) -> Iterator[None]:
 
 @contextmanager
 def hanging(process: psutil.Process) -> Iterator[None]:
-    """Have a process hang during proofs, and these last a second at most, however long the limit for everything is."""
+    """Have a process hang during proofs, and these last some seconds, however long the limit for everything is."""
     real = slots.prove
 
     def prove(connection, engines, _, wakeup, check):
         with frozen(process):
-            return real(connection, engines, time.monotonic() + 1, wakeup, check)
+            return real(connection, engines, time.monotonic() + 5, wakeup, check)
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(slots, "prove", prove)
@@ -55,7 +55,8 @@ def hanging(process: psutil.Process) -> Iterator[None]:
 
 @pytest.fixture
 def unproven(cluster) -> BackgroundCluster:
-    """The module's cluster, as if it had just come up."""
+    """The module's cluster, as if it had just come up, and with nothing that the hub has yet to hear of."""
+    until(lambda: not cluster.slots.unfinished(direct=True).ids)
     cluster.slots._proven.clear()
     return cluster
 
@@ -81,7 +82,8 @@ def test_a_scheduler_that_hangs_is_named(unproven, channel):
 
 def test_nothing_is_left_queued(unproven, client):
     unproven.wait_for_engines()
-    assert [client.queue_status(i)[key] for i in (0, 1) for key in ("queue", "tasks")] == [0, 0, 0, 0]
+    left = lambda: [client.queue_status(i)[key] for i in (0, 1) for key in ("queue", "tasks")]  # noqa: E731
+    until(lambda: left() == [0, 0, 0, 0])  # the hub hears of an answer after us
     assert not unproven.slots.unfinished().ids
 
 

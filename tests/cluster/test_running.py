@@ -11,11 +11,12 @@ import time
 import psutil
 import pytest
 from clusters import kill, pids
+from jupyter_client.session import Session
 from waiting import until
 
 from pytest_ipcluster import ClusterError, RepairError
 from pytest_ipcluster.cluster import slots as slots_module
-from pytest_ipcluster.cluster.processes import MARK, children, send_signal
+from pytest_ipcluster.cluster.processes import MARK, children, is_alive, send_signal
 
 
 @pytest.fixture(autouse=True)
@@ -59,10 +60,12 @@ def test_an_engine_says_whether_it_works(cluster):
     with cluster.client() as client:
         engine = cluster.engines[0]
         assert engine.state == "idle"
-        client[0].apply_async(eval, "[None for _ in iter(int, 1)]")
-        until(lambda: engine.task)
-        assert engine.state == "busy"  # it computes for ever, and still answers
-        cluster.replace([0])
+        client[0].apply_async(eval, "any(0 for _ in iter(int, 1))")
+        try:
+            until(lambda: engine.task)
+            until(lambda: engine.state == "busy")  # it computes for ever, and still answers
+        finally:
+            cluster.replace([0])
 
 
 def test_an_engine_whose_interpreter_is_held_is_stuck(cluster):
@@ -164,6 +167,26 @@ def test_all_engines_can_be_replaced_at_once(cluster):
     assert [engine.pid for engine in cluster.engines] == pids(cluster)
 
 
+def test_an_engine_is_replaced_beside_a_dead_one_which_stays_known_and_dead(cluster):
+    dead, other = cluster.engines
+    kill(dead.process)
+    cluster.replace([1])
+    assert [engine.state for engine in cluster.engines] == ["dead", "idle"]
+    assert cluster.engines[0] == dead
+    assert cluster.engines[1] != other
+    assert [(repair.slot, repair.reason) for repair in cluster.restore()] == [(0, "the engine was dead")]
+    assert [engine.pid for engine in cluster.engines] == pids(cluster)
+
+
+def test_a_slot_that_is_given_up_while_its_engine_is_dead_is_forgotten(cluster):
+    cluster.restore(3)
+    lost = cluster.engines[2]
+    kill(lost.process)
+    cluster.slots.wait_dropped(lost.ident, patience=30.0)
+    assert cluster.restore(2) == []
+    assert len(cluster.engines) == 2
+
+
 def test_an_engine_that_died_with_its_nanny_is_replaced(cluster):
     engine = cluster.engines[0]
     kill(engine.nanny, engine.process)
@@ -210,7 +233,7 @@ def test_what_tasks_started_on_an_engine_goes_with_it(cluster):
     child = psutil.Process(client[1].pull("pid").get(30))
     client.close()
     cluster.replace([1])
-    assert not child.is_running()
+    assert not is_alive(child)
 
 
 @pytest.mark.parametrize("signum", [signal.SIGKILL, signal.SIGSTOP])
@@ -239,7 +262,7 @@ def test_an_engine_that_the_hub_has_dropped_is_replaced(cluster):
 def test_the_hub_is_waited_for_until_it_has_dropped_an_engine(cluster):
     lost = cluster.engines[1]
     kill(lost.process)
-    cluster.slots.wait_dropped(lost.ident)
+    cluster.slots.wait_dropped(lost.ident, patience=30.0)
     with cluster.slots._runtime.hub() as hub:
         assert lost.ident not in hub.engines(10).values()
 
@@ -300,11 +323,26 @@ def test_an_engine_that_dies_during_a_repair_ends_it_at_once(cluster, monkeypatc
         return start(slot)
 
     monkeypatch.setattr(cluster.slots._starts, "start", start_and_kill_another)
+    kill(cluster.engines[1].process)
     with pytest.raises(RepairError, match=r"the engine in slot 0 .* ended during the repair"):
-        cluster.replace([1])
+        cluster.restore()
 
 
 def test_a_repair_that_cannot_work_says_why(cluster, monkeypatch):
     monkeypatch.setattr(cluster.slots._starts, "_arguments", ["--no-such-argument"])
     with pytest.raises(RepairError, match=r"(?s)slot 1 ended with code \d+:.*no-such-argument"):
         cluster.replace([1])
+
+
+def test_a_question_that_gets_lost_is_asked_again(cluster, monkeypatch):
+    plain, lost = Session.send, []
+
+    def send(self, stream, message, *args, **kwargs):
+        if not lost and isinstance(message, dict) and message["header"]["msg_type"] == "abort_request":
+            lost.append(message)
+            return message
+        return plain(self, stream, message, *args, **kwargs)
+
+    monkeypatch.setattr(Session, "send", send)
+    assert cluster.engines[0].state == "idle"
+    assert len(lost) == 1

@@ -9,9 +9,9 @@ import time
 
 import pytest
 from clusters import left_of
-from ipyparallel.util import select_random_ports
 
 from pytest_ipcluster import BackgroundCluster, ClusterStartError
+from pytest_ipcluster.cluster.ports import HeldPorts
 from pytest_ipcluster.cluster.processes import send_signal
 
 # Long enough that no test passes because its time ran out; the limit of the issue is 3 s after the cause.
@@ -50,10 +50,17 @@ def taken_port():
         yield taken.getsockname()[1]
 
 
-def ports(*, taken: int, position: int) -> str:
-    """Return a --ports argument of 18 ports, all free but the one at this position."""
-    numbers = select_random_ports(18)
-    numbers[position] = taken
+@pytest.fixture
+def held_ports():
+    """So many as a controller takes, which nobody else is given meanwhile."""
+    held = HeldPorts()
+    yield list(held.numbers)
+    held.release()
+
+
+def ports(free: list[int], *, taken: int, position: int) -> str:
+    """Return a --ports argument of these ports, but at this position one that is taken."""
+    numbers = [*free[:position], taken, *free[position + 1 :]]
     return f"--ports={','.join(map(str, numbers))}"
 
 
@@ -184,8 +191,8 @@ def test_a_configuration_file_that_cannot_be_executed(fails, monkeypatch, tmp_pa
 
 # The controller takes the ports in this order: see init_hub in ipyparallel.controller.app.
 @pytest.mark.parametrize("position", [0, 2, 9, 17], ids=["registration", "engines' mux", "clients' mux", "monitor"])
-def test_a_port_that_is_taken(fails, taken_port, position):
-    error = fails(extra_args=["--", ports(taken=taken_port, position=position)])
+def test_a_port_that_is_taken(fails, taken_port, held_ports, position):
+    error = fails(extra_args=["--", ports(held_ports, taken=taken_port, position=position)])
     assert "Address already in use" in error.cause
     assert str(taken_port) in error.log
     assert "let the system choose the ports" in error.advice

@@ -69,8 +69,9 @@ def in_the_start(pattern: str, signum: int) -> Callable[[Run], None]:
 
     def act(run: Run) -> None:
         run.until_file(pattern)
-        assert run.cluster(), "nothing was being started"
+        assert run.main.children(), "nothing was being started"
         run.send_group(signum)
+        run.look()
 
     return act
 

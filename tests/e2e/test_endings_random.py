@@ -80,8 +80,8 @@ def test_nothing_is_left(number: int, durations: Durations, tmp_path: Path, reco
         run.process.send_signal(signal.SIGKILL)
         code, left = run.end(), run.settle()
         record_property(TABLE, row(f"{delay:.3f} s into the {phase}, {_reached(run)}", code, left))
-        # A stop that is quicker than the measured one may be over already, and the run with it.
-        assert code == -signal.SIGKILL or (phase, code) == ("stop", 0), run.output()
+        # A test and a stop that are quicker than the measured ones may be over already, and the run with them.
+        assert code == -signal.SIGKILL or (phase != "start" and code == 0), run.output()
     assert (left.processes, left.folders) == ((), ()), f"left {LIMIT:g} s after pytest; {TABLE}"
 
 

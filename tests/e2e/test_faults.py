@@ -15,6 +15,7 @@ import psutil
 import pytest
 from waiting import SOON, until
 
+from pytest_ipcluster import EngineLost
 from pytest_ipcluster.cluster.processes import is_alive, is_paused, wait_gone
 from pytest_ipcluster.errors import FaultError
 
@@ -55,7 +56,7 @@ def test_an_engine_crashes_in_the_middle_of_its_task(ipcluster_client, heart_fai
         assert (running.slot, running.task) == (0, task.msg_ids[0])
         with heart_failure.expect(slot=0, cause="exited", within=SOON):
             heart_failure.crash(running.slot)
-    with raises_remote(ipyparallel.error.EngineError):
+    with raises_remote((ipyparallel.error.EngineError, EngineLost)):
         task.get(SOON)
 
 
@@ -234,3 +235,23 @@ def test_an_engine_that_exits_by_itself_tells_its_code(ipcluster_client, heart_f
     with heart_failure.expect(slot=1, cause="exited", within=SOON) as expected:
         ipcluster_client[1].apply_async(os._exit, 17)
     assert expected.failure.exit_code == 17
+
+
+# -- several faults, one within the other ---------------------------------------------------------------
+
+
+def test_each_of_two_deadly_faults_undoes_its_own(ipcluster, heart_failure):
+    before = [engine.pid for engine in ipcluster.engines]
+    with heart_failure.kill(0):
+        with heart_failure.kill(1):
+            pass
+        assert [engine.state for engine in ipcluster.engines[:2]] == ["dead", "idle"]
+    assert [engine.state for engine in ipcluster.engines] == ["idle"] * ipcluster.n
+    assert not {engine.pid for engine in ipcluster.engines[:2]} & set(before)
+
+
+def test_two_deadly_faults_can_be_taken_back_in_the_order_they_came(ipcluster, heart_failure):
+    first, second = heart_failure.kill(0), heart_failure.kill(1)
+    first.undo()
+    second.undo()
+    assert [engine.state for engine in ipcluster.engines] == ["idle"] * ipcluster.n

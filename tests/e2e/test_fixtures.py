@@ -12,7 +12,7 @@ import ipyparallel
 import pytest
 from waiting import SOON, until
 
-from pytest_ipcluster import BackgroundCluster, HeartMonitor
+from pytest_ipcluster import BackgroundCluster, EngineLost, HeartMonitor
 
 
 def square(x: int) -> int:
@@ -88,7 +88,7 @@ def test_an_engine_killed_in_the_middle_of_its_task(
     with heart_failure.expect(slot=1, cause="killed", within=SOON) as expected:
         heart_failure.kill(1)
     assert expected.failure.heart == ipcluster.engines[1].heart
-    with raises_remote(ipyparallel.error.EngineError):
+    with raises_remote((ipyparallel.error.EngineError, EngineLost)):
         task.get(SOON)
 
 

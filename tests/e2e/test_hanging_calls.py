@@ -47,14 +47,14 @@ def test_another_cluster(ipcluster, ipcluster_client):
 def test_what_nobody_has_died_of_ends_before_the_time_limit_with_a_report(run):
     result = run(
         f"""{HELP}
-@pytest.mark.timeout(6)
+@pytest.mark.timeout(8)
 def test_endless(ipcluster_client):
     with pytest.raises(CallOverdueError) as caught:
         ipcluster_client[0].execute("while True: pass", block=True)
     assert "the direct scheduler" in caught.value.report
     assert "Current thread" in caught.value.report
 
-@pytest.mark.timeout(6)
+@pytest.mark.timeout(8)
 def test_next(ipcluster_client):
     ipcluster_client[:].apply_sync(os.getpid)
 """

@@ -9,7 +9,7 @@ import ipyparallel
 import pytest
 from waiting import SOON, until
 
-from pytest_ipcluster import RepairError
+from pytest_ipcluster import EngineLost, RepairError
 
 pytestmark = [pytest.mark.ipcluster(network=True), pytest.mark.usefixtures("as_new")]
 
@@ -92,7 +92,7 @@ def test_an_engine_dies_before_its_task_arrives(ipcluster_client, heart_failure,
     heart_failure.isolate(1, channels="mux", direction="down")
     task = ipcluster_client[1].apply_async(time.sleep, 600)
     heart_failure.kill(1)
-    with raises_remote(ipyparallel.error.EngineError):
+    with raises_remote((ipyparallel.error.EngineError, EngineLost)):
         task.get(SOON)
 
 
@@ -102,7 +102,7 @@ def test_an_engine_dies_in_the_middle_of_its_reply(ipcluster, ipcluster_client, 
     task = ipcluster_client[1].apply_async(bytes, 5_000_000)
     until(lambda: ipcluster.lanes.state(1)["mux"]["up"]["passed"] > passed + 10_000)
     heart_failure.kill(1)
-    with raises_remote(ipyparallel.error.EngineError):
+    with raises_remote((ipyparallel.error.EngineError, EngineLost)):
         task.get(SOON)
 
 

@@ -37,6 +37,7 @@ __all__ = ["CLUSTER", "FROM_OUTSIDE", "FROM_WITHIN", "OTHER_PLUGINS", "WAYS", "E
 
 #: A test that tells that it runs, and goes on when it is told to.
 HERE = "tell('here'); wait()"
+STAYS = "tell('here'); time.sleep(60)"  # bounded; whoever started the run ends it earlier
 
 HEAD = "import ctypes, os, signal, sys, time, pytest\nfrom moments import *\n"
 
@@ -256,7 +257,7 @@ OTHER_PLUGINS = [
         "pytest-xdist, Ctrl-C",
         (2,),
         act=ctrl_c_in_workers,
-        source=WORKERS.format(HERE),
+        source=WORKERS.format(STAYS),
         arguments=("-n2",),
         told="KeyboardInterrupt",
     ),
@@ -264,7 +265,7 @@ OTHER_PLUGINS = [
         "pytest-xdist, SIGKILL of the main process",
         (-signal.SIGKILL,),
         act=kill_above_workers,
-        source=WORKERS.format(HERE),
+        source=WORKERS.format(STAYS),
         arguments=("-n2",),
     ),
 ]

@@ -119,11 +119,12 @@ CALLS: dict[str, Callable[[Bench], Waiter]] = {
 
 @dataclass
 class Outcome:
-    """How a call ended, ``seconds`` after it waited for the fault; None of both when it did not."""
+    """How a call ended, ``seconds`` after it waited for the fault, at ``since``; None of both when it did not."""
 
     told: str = "never"
     error: BaseException | None = None
     seconds: float | None = None
+    since: float | None = None
 
 
 class Waiting(threading.Thread):
@@ -142,7 +143,7 @@ class Waiting(threading.Thread):
         except Exception as raised:  # whatever it is, it is the outcome
             told, error = getattr(raised, "ename", None) or type(raised).__name__, raised
             told = _names(raised) or told
-        self.outcome = Outcome(told, error, max(0.0, time.monotonic() - self.since))
+        self.outcome = Outcome(told, error, max(0.0, time.monotonic() - self.since), self.since)
 
 
 def _names(error: Any) -> str:
