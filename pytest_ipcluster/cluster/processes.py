@@ -141,17 +141,16 @@ def resume(process: psutil.Process) -> bool:
 
 def children(process: psutil.Process) -> list[psutil.Process]:
     """Return the children of a process, also those that have ended and that it has not reaped."""
-    try:
-        threads = os.listdir(f"/proc/{process.pid}/task")
-    except OSError:  # another system, or it has ended
+    lists, threads = [], f"/proc/{process.pid}/task"
+    with suppress(OSError):  # another system, or it has ended
+        for thread in os.listdir(threads):
+            with suppress(OSError):  # that has ended
+                lists.append(Path(f"{threads}/{thread}/children").read_text())
+    if not lists:
         with suppress(psutil.NoSuchProcess):
             return list(process.children())
-        return []
-    pids: set[int] = set()
-    for thread in threads:
-        with suppress(OSError):  # of a thread that has ended
-            pids.update(map(int, Path(f"/proc/{process.pid}/task/{thread}/children").read_text().split()))
-    return [child for pid in sorted(pids) if (child := find(pid)) is not None]
+    pids = sorted(int(pid) for text in lists for pid in text.split())
+    return [child for pid in pids if (child := find(pid)) is not None]
 
 
 def descendants(root: psutil.Process) -> set[psutil.Process]:

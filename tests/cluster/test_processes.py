@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from types import SimpleNamespace
 
 import psutil
 import pytest
@@ -193,3 +194,17 @@ def _until(reached) -> None:
     while not reached():
         assert time.monotonic() < deadline
         time.sleep(0.001)  # there is no event to wait for
+
+
+@pytest.mark.parametrize("threads", [[], ["no-such-thread"]], ids=["no lists of threads", "no lists of children"])
+def test_children_are_found_where_the_kernel_has_no_lists_of_them(start, monkeypatch, threads):
+    child = start()
+    monkeypatch.setattr(processes, "os", SimpleNamespace(**{**vars(os), "listdir": lambda _path: threads}))
+    assert child in processes.children(psutil.Process())
+
+
+def test_children_of_a_process_that_has_ended_are_none(start):
+    ended = start()
+    processes.send_signal(ended, signal.SIGKILL)
+    os.waitpid(ended.pid, 0)
+    assert processes.children(ended) == []
