@@ -280,16 +280,16 @@ class Slots:
         wanted, old = set(wanted), {*slots, *gone}
         crew = Crew([engine for slot, engine in self._engines.items() if slot in wanted])
         with Wakeup() as wakeup:
-            dropped = lambda ids: not ids.keys() & old  # noqa: E731
-            self._wait(hub, dropped, deadline, wakeup, crew, "the hub did not drop the old engines")
+            complaint = "the hub did not drop the old engines"
+            self._wait(hub, lambda ids: not ids.keys() & old, deadline, wakeup, crew, complaint)
             try:
                 for slot in slots:
                     crew.starts.append(self._starts.start(slot))
                 for start in crew.starts:
                     if (process := find(start.process.pid)) is not None:
                         wakeup.watch_process(process)
-                there = lambda ids: ids.keys() >= wanted  # noqa: E731
-                registered = self._wait(hub, there, deadline, wakeup, crew, "the new engines did not register")
+                complaint = "the new engines did not register"
+                registered = self._wait(hub, lambda ids: ids.keys() >= wanted, deadline, wakeup, crew, complaint)
                 self._prove(hub, registered, slots, deadline, wakeup, crew.check, RepairError)
             except BaseException:
                 take_back(hub, crew.starts, _SOON)

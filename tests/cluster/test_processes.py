@@ -12,6 +12,7 @@ from types import SimpleNamespace
 
 import psutil
 import pytest
+from waiting import until
 
 from pytest_ipcluster.cluster import processes, warden
 from pytest_ipcluster.cluster.processes import MARK
@@ -174,11 +175,11 @@ def test_pulse_tells_whether_a_process_runs_is_paused_or_dead(start, monkeypatch
     pulse = processes.Pulse(process)
     assert pulse.state() == "running"
     process.suspend()
-    _until(lambda: pulse.state() == "paused")
+    until(lambda: pulse.state() == "paused")
     process.resume()
-    _until(lambda: pulse.state() == "running")
+    until(lambda: pulse.state() == "running")
     process.kill()
-    _until(lambda: pulse.state() == "dead")  # nobody has reaped it
+    until(lambda: pulse.state() == "dead")  # nobody has reaped it
 
 
 def test_pulse_of_a_process_whose_pid_somebody_else_has_now_is_dead(start, monkeypatch):
@@ -187,13 +188,6 @@ def test_pulse_of_a_process_whose_pid_somebody_else_has_now_is_dead(start, monke
     letter, begun = processes._stat(f"/proc/{process.pid}/stat")
     monkeypatch.setattr(processes, "_stat", lambda _: (letter, str(int(begun) + 1)))
     assert pulse.state() == "dead"
-
-
-def _until(reached) -> None:
-    deadline = time.monotonic() + 10
-    while not reached():
-        assert time.monotonic() < deadline
-        time.sleep(0.001)  # there is no event to wait for
 
 
 @pytest.mark.parametrize("threads", [[], ["no-such-thread"]], ids=["no lists of threads", "no lists of children"])

@@ -82,7 +82,10 @@ def test_a_scheduler_that_hangs_is_named(unproven, channel):
 
 def test_nothing_is_left_queued(unproven, client):
     unproven.wait_for_engines()
-    left = lambda: [client.queue_status(i)[key] for i in (0, 1) for key in ("queue", "tasks")]  # noqa: E731
+
+    def left() -> list[int]:
+        return [client.queue_status(i)[key] for i in (0, 1) for key in ("queue", "tasks")]
+
     until(lambda: left() == [0, 0, 0, 0])  # the hub hears of an answer after us
     assert not unproven.slots.unfinished().ids
 
