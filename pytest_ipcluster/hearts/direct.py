@@ -33,7 +33,9 @@ class DirectMonitor(SuspiciousMonitor):
         self._inbox = Inbox(socket, self._ledger, self._connections, self._clock, self._count_bad_message)
         self._poller = zmq.Poller()
         self._poller.register(self._connections.notices, zmq.POLLIN)
-        self.loop.remove_handler(socket)  # the stream's own
+        for stream in (self.pingstream, self.pongstream):
+            # Its own, which for pings woke us up to twenty times a beat, and to do nothing.
+            self.loop.remove_handler(stream.socket)
         self.loop.add_handler(socket, self._wake, self.loop.READ)
         self.loop.add_handler(self._connections.notices, self._notice, self.loop.READ)
 
@@ -54,8 +56,14 @@ class DirectMonitor(SuspiciousMonitor):
 
     # -- pongs
 
+    def _tick(self) -> None:
+        """Beat, and stay awake for the answers: another turn of the loop costs as much as fifty of them."""
+        super()._tick()
+        if self._running and self._ledger.is_waiting:
+            self._wake()
+
     def _wake(self, *_: object) -> None:
-        """A first pong is there: let more of them come, then take them all."""
+        """Pongs are there, or about to be: let more of them come, then take them all."""
         if self._rest():
             self._notice()
         self._drain()
