@@ -36,6 +36,7 @@ from collections.abc import Iterable
 from typing import Any
 
 from pytest_ipcluster.cluster.firstpong import listen_while_registering
+from pytest_ipcluster.cluster.handshakes import shake_hands_before_the_heart_starts
 from pytest_ipcluster.cluster.nannies import PreparedNanny, flush_output
 
 #: What can be forked.
@@ -242,12 +243,14 @@ def become(order: dict[str, Any], warmth: Warmth) -> None:
     _forget_randomness()
     if not sys.flags.safe_path:
         sys.path[0] = os.getcwd()
-    _unload([PreparedNanny.__module__, listen_while_registering.__module__])  # which are ours alone
+    ours = (PreparedNanny, listen_while_registering, shake_hands_before_the_heart_starts)
+    _unload([one.__module__ for one in ours])
     if order["run"] == ENGINE:
         os.environ.update(warmth.variables)
         _unload(warmth.surplus)
         PreparedNanny().offer()
         listen_while_registering()
+        shake_hands_before_the_heart_starts()
         if hold := order.get("hold"):
             _hold_at(hold)
     sys.argv = ["", *order["arguments"]]

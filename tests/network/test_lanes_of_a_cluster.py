@@ -5,18 +5,24 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+import threading
+import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import psutil
 import pytest
 from traitlets.config import Config
+from waiting import until
 
 from pytest_ipcluster import BackgroundCluster, ClusterError, RepairError
 from pytest_ipcluster.cluster.processes import is_alive, marked
 from pytest_ipcluster.network.routes import CHANNELS
 
 SOON = 30.0
+#: Seconds in which the hub beats twenty times.
+BEATS_OF_THE_HUB = 20 * 0.05
 
 
 @pytest.fixture
@@ -108,6 +114,30 @@ class TestEnginesThatComeLater:
             assert not frozen.ready()
             cluster.lanes.heal(1)
             assert frozen.get(SOON) == spare.process.pid
+
+    @pytest.mark.skipif(sys.platform != "linux", reason="only Linux has a forkserver")
+    def test_one_that_a_scheduler_does_not_know_yet_is_not_announced(self, cluster, monkeypatch):
+        """Its first load-balanced task would be lost."""
+        cluster.restore(2)
+        cleared, clear = threading.Event(), cluster.lanes.clear
+
+        def clear_and_freeze(slot: int) -> None:
+            clear(slot)
+            cluster.lanes.freeze(slot, channels="task")
+            cleared.set()
+
+        monkeypatch.setattr(cluster.lanes, "clear", clear_and_freeze)
+        cluster.engines[1].process.kill()
+        with ThreadPoolExecutor(1) as pool, cluster.client() as client:
+            repair = pool.submit(cluster.restore)
+            assert cleared.wait(SOON)
+            until(lambda: cluster.lanes.state(1)["task"]["open"] == 1)
+            time.sleep(BEATS_OF_THE_HUB)  # any of these would have announced an engine whose heart beats
+            announced = client.ids
+            cluster.lanes.heal(1)
+            repair.result(SOON)
+            assert announced == [0]
+            until(lambda: client.ids == [0, 1])
 
     def test_last_words_of_the_old_one_do_not_strike_off_the_new(self, cluster):
         cluster.restore(2)
