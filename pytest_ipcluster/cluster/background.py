@@ -23,7 +23,6 @@ from pytest_ipcluster.cluster.engines import Engine
 from pytest_ipcluster.cluster.files import ClusterFiles, current_profile, given_cluster_id, profile_folder
 from pytest_ipcluster.cluster.forks import can_fork
 from pytest_ipcluster.cluster.ports import HeldPorts, names_ports
-from pytest_ipcluster.cluster.processes import find
 from pytest_ipcluster.cluster.profile import (
     QUICK_HUB_PERIOD,
     EngineSetup,
@@ -373,8 +372,8 @@ class BackgroundCluster(SingletonConfigurable):
     @property
     def controller(self) -> psutil.Process | None:
         """The controller's process; None when it has ended, or runs elsewhere."""
-        role = self._running().roles().controller
-        return find(role.pid) if role is not None and role.pid is not None else None
+        controller = self._running().controller
+        return controller if controller is not None and controller.is_running() else None
 
     def how_ended(self, process: psutil.Process, patience: float = 0.02) -> int | None:
         """Return the exit code of a process that has just ended, minus the signal that ended it.

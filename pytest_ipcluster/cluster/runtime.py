@@ -35,6 +35,9 @@ PROXY_LOG = "proxy.log"
 #: Longest time between two looks at what the kernel does not report, in seconds.
 _LOOK_EVERY = 0.25
 
+#: Seconds that the hub may take to answer, on a machine that stands still meanwhile, before it counts as gone.
+_HUB_PATIENCE = 10.0
+
 
 class Runtime:
     """One ipcluster: ``files`` is what it writes, ``folder`` our private folder, ``process`` its Popen object.
@@ -68,6 +71,7 @@ class Runtime:
         #: What was found to be gone that no repair brings back, in words; empty while nothing is.
         self.broken = ""
         self._process: subprocess.Popen[bytes] | None = None
+        self._controller: psutil.Process | None = None
         self._launched_at = 0.0
 
     def launch(self) -> None:
@@ -186,7 +190,20 @@ class Runtime:
 
     def roles(self) -> Roles:
         """Return who does what, as far as ipcluster has written it down."""
-        return read_roles(self.files.cluster_file)
+        roles = read_roles(self.files.cluster_file)
+        if self._controller is None and roles.controller is not None and roles.controller.pid is not None:
+            self._controller = find(roles.controller.pid)
+        return roles
+
+    @property
+    def controller(self) -> psutil.Process | None:
+        """The controller's process, also when it has ended since; None before it is known, and where it has no pid.
+
+        It is remembered, for ipcluster strikes it off its file when it has ended, and writes that file in place.
+        """
+        if self._controller is None:
+            self.roles()
+        return self._controller
 
     def lost(self) -> str:
         """Say which process that nothing works without has ended; empty when they are all there."""
@@ -198,13 +215,12 @@ class Runtime:
             return f"the lanes' proxy has ended with exit code {self.lanes.process.returncode}"
         if self.process.poll() is not None:
             return f"ipcluster has ended with exit code {self.process.returncode}"
-        controller = self.roles().controller
-        if controller is None:  # struck off ipcluster's file, unless that is just being written
-            return "" if self._controller_answers() else "the controller has ended"
-        if controller.pid is None:
-            return ""
-        process = find(controller.pid)
-        return "" if process is not None and is_alive(process) else f"the controller (pid {controller.pid}) has ended"
+        if (controller := self.controller) is not None:
+            return "" if is_alive(controller) else f"the controller (pid {controller.pid}) has ended"
+        role = self.roles().controller
+        if role is None:  # struck off ipcluster's file, unless that is just being written: nobody knows but the hub
+            return "" if self._controller_answers(_HUB_PATIENCE) else "the controller has ended"
+        return "" if role.pid is None else f"the controller (pid {role.pid}) has ended"
 
     def watch(self, wakeup: Wakeup) -> StartWatch:
         """Return a watch over everything that must live while the cluster comes up; closing it is the caller's."""
@@ -223,17 +239,17 @@ class Runtime:
                 if watch.check().controller is not None and meanwhile is not None:
                     meanwhile()
                     meanwhile = None
-                if self._controller_answers():
+                if self._controller_answers(_LOOK_EVERY):
                     return True
                 if (left := deadline - time.monotonic()) <= 0:
                     return False
                 wakeup.wait(min(_LOOK_EVERY, left))
 
-    def _controller_answers(self) -> bool:
+    def _controller_answers(self, patience: float) -> bool:
         if self.files.client_connection() is None:
             return False
         with contextlib.suppress(ClusterError), self.hub() as hub:  # its file can be gone again, and it can be silent
-            hub.engines(_LOOK_EVERY)
+            hub.engines(patience)
             return True
         return False
 

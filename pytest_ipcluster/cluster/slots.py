@@ -206,9 +206,8 @@ class Slots:
 
     def _lost_part(self) -> str:
         """Say which part of the controller is of no use any more: without all of them no engine can register."""
-        controller = self._runtime.roles().controller
-        process = None if controller is None or controller.pid is None else find(controller.pid)
-        for part in [] if process is None else [process, *children(process)]:
+        controller = self._runtime.controller
+        for part in [] if controller is None else [controller, *children(controller)]:
             if not is_alive(part):
                 return f"a part of the controller (pid {part.pid}) has ended"
             if is_paused(part):
