@@ -62,18 +62,27 @@ class EventLog:
             return self._events[mark:]
 
     def wait_for(self, predicate: Callable[[Event], bool], timeout: float, *, since: int = 0) -> Event | None:
-        """Return the first event from ``since`` on that fits, or None after ``timeout`` seconds."""
+        """Return the first event from ``since`` on that fits, or None after ``timeout`` seconds.
+
+        ``predicate`` may take its time: nobody who adds an event waits for it.
+        """
         deadline = time.monotonic() + timeout
+        seen = since
+        while True:
+            last = time.monotonic() >= deadline
+            found = self.since(seen)
+            for event in found:
+                if predicate(event):
+                    return event
+            if last:
+                return None
+            seen += len(found)
+            self._wait_beyond(seen, deadline)
+
+    def _wait_beyond(self, mark: int, deadline: float) -> None:
+        """Wait until there is an event from position ``mark`` on, or time is up."""
         with self._changed:
-            seen = since
-            while True:
-                for event in self._events[seen:]:
-                    if predicate(event):
-                        return event
-                seen = len(self._events)
-                left = deadline - time.monotonic()
-                if left <= 0 or not self._changed.wait(left):
-                    return next((e for e in self._events[seen:] if predicate(e)), None)
+            self._changed.wait_for(lambda: len(self._events) > mark, max(0.0, deadline - time.monotonic()))
 
 
 def describe(events: Iterable[Event], *, origin: float | None = None) -> str:
