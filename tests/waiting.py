@@ -9,9 +9,16 @@ from collections.abc import Callable
 SOON = 30.0
 
 
+def comes_about(reached: Callable[[], object], within: float) -> bool:
+    """Look until something is so; tell whether that has come about within so many seconds."""
+    deadline = time.monotonic() + within
+    while not reached():
+        if time.monotonic() > deadline:
+            return False
+        time.sleep(0.002)  # what is waited for here has no event: see above
+    return True
+
+
 def until(reached: Callable[[], object]) -> None:
     """Look until something is so; fail when it has not come about in time."""
-    deadline = time.monotonic() + SOON
-    while not reached():
-        assert time.monotonic() < deadline, "it has not come about"
-        time.sleep(0.002)  # what is waited for here has no event: see above
+    assert comes_about(reached, SOON), "it has not come about"
