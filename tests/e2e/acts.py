@@ -5,7 +5,9 @@ from __future__ import annotations
 import signal
 from collections.abc import Callable
 
-from inner import Run, wait_until_gone
+from inner import Run
+
+from pytest_ipcluster.cluster.processes import is_alive
 
 
 def by_itself(run: Run) -> None:
@@ -54,7 +56,7 @@ def ctrl_c_twice(run: Run) -> None:
 def ctrl_c_thrice(run: Run) -> None:
     """Press it once more while the cluster stops."""
     ctrl_c_twice(run)
-    wait_until_gone(run.engines[0])
+    in_the_stop(run)
     run.send_group(signal.SIGINT)
 
 
@@ -79,9 +81,15 @@ def in_the_start(pattern: str, signum: int) -> Callable[[Run], None]:
 def kill_in_the_stop(run: Run) -> None:
     """Kill pytest when the first process of the cluster has been stopped."""
     run.up()
-    run.hear("stopping")
-    wait_until_gone(run.engines[0])
+    in_the_stop(run)
     run.send(signal.SIGKILL)
+
+
+def in_the_stop(run: Run) -> None:
+    """Wait until the run is in the middle of its cluster's stop: the engines are gone, and ipcluster may be."""
+    run.hear("in the stop")
+    assert not any(map(is_alive, run.engines))
+    assert run.cluster(), "all was stopped"
 
 
 def kill_ipcluster(run: Run) -> None:

@@ -138,6 +138,31 @@ def pytest_runtest_logreport(report):
         raise RuntimeError("a hook that raises")
 """
 
+#: The start does not end before the run is told to go on, so that whatever comes early in it comes in time.
+LONG_START = """
+from pytest_ipcluster.cluster.background import BackgroundCluster
+
+def wait_for_engines(self, *arguments, real=BackgroundCluster.wait_for_engines, **named):
+    real(self, *arguments, **named)
+    wait()
+
+BackgroundCluster.wait_for_engines = wait_for_engines
+"""
+
+#: The run tells that the stop of its cluster has ended the engines, and stops the rest when it is told to.
+LONG_STOP = """
+from pytest_ipcluster.cluster import stopping as stop
+
+def wait_gone(*arguments, real=stop.wait_gone):
+    left = real(*arguments)
+    stop.wait_gone = real  # once: whoever is interrupted here stops the cluster again
+    tell("in the stop")
+    wait()
+    return left
+
+stop.wait_gone = wait_gone
+"""
+
 TIMEOUT = r"\+ Timeout \+"
 
 # The exit code of a run that Ctrl-C ends again while it ends is Python's own, or the signal's.
@@ -275,6 +300,7 @@ FROM_OUTSIDE = [
         "Ctrl-C during the start",
         (2,),
         act=in_the_start("ipcluster-*/ipython/*/security/*client.json", signal.SIGINT),
+        conftest=LONG_START,
         told="KeyboardInterrupt|no tests ran",
         never="up",
     ),
@@ -287,7 +313,14 @@ FROM_OUTSIDE = [
         told="KeyboardInterrupt",
     ),
     Ending("Ctrl-C twice", INTERRUPTED_AGAIN, act=ctrl_c_twice, source=IN_THE_TEARDOWN, told="KeyboardInterrupt"),
-    Ending("Ctrl-C thrice", INTERRUPTED_AGAIN, act=ctrl_c_thrice, source=IN_THE_TEARDOWN, told="KeyboardInterrupt"),
+    Ending(
+        "Ctrl-C thrice",
+        INTERRUPTED_AGAIN,
+        act=ctrl_c_thrice,
+        source=IN_THE_TEARDOWN,
+        conftest=LONG_STOP,
+        told="KeyboardInterrupt",
+    ),
     Ending("SIGTERM", (-signal.SIGTERM,), act=send(signal.SIGTERM), never="torn down"),
     Ending("SIGHUP", (-signal.SIGHUP,), act=send(signal.SIGHUP), never="torn down"),
     Ending("SIGQUIT", (-signal.SIGQUIT,), act=send(signal.SIGQUIT), never="torn down"),
@@ -297,15 +330,24 @@ FROM_OUTSIDE = [
         "SIGKILL as ipcluster starts",
         (-signal.SIGKILL,),
         act=in_the_start("ipcluster-*/log/ipcluster.log", signal.SIGKILL),
+        conftest=LONG_START,
         never="up",
     ),
     Ending(
         "SIGKILL as the engines start",
         (-signal.SIGKILL,),
         act=in_the_start("ipcluster-*/cards/*", signal.SIGKILL),
+        conftest=LONG_START,
         never="up",
     ),
-    Ending("SIGKILL during the stop", (-signal.SIGKILL,), "pass", act=kill_in_the_stop, never="torn down"),
+    Ending(
+        "SIGKILL during the stop",
+        (-signal.SIGKILL,),
+        "pass",
+        act=kill_in_the_stop,
+        conftest=LONG_STOP,
+        never="torn down",
+    ),
 ]
 
 CLUSTER = [
