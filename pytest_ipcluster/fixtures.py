@@ -62,15 +62,16 @@ def _ipcluster_keeper(request: pytest.FixtureRequest) -> Iterator[Keeper]:
 
 
 @pytest.fixture(scope="session")
-def ipcluster_config() -> Config:
+def ipcluster_config(request: pytest.FixtureRequest) -> Config:
     """Configuration for the controller and the engines; empty. Override it to return your own traitlets Config.
 
     Only plain values can be given. It holds for a private profile: with --ipcluster-profile the profile's own
     files do.
     """
-    from traitlets.config import Config
+    with _uncharged(request):
+        from traitlets.config import Config
 
-    return Config()
+        return Config()
 
 
 @pytest.fixture(scope="session")

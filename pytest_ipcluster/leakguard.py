@@ -16,7 +16,7 @@ import shutil
 import warnings
 from collections import Counter
 from collections.abc import Generator, Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -35,6 +35,7 @@ from pytest_ipcluster.report.leaks import (
     settled,
     take_snapshot,
 )
+from pytest_ipcluster.stash import CLOCK
 
 if TYPE_CHECKING:
     import psutil
@@ -89,7 +90,9 @@ class LeakGuard:
             self._strays()
 
     @pytest.hookimpl(wrapper=True, tryfirst=True)
-    def pytest_fixture_setup(self, fixturedef: pytest.FixtureDef[Any]) -> Generator[None, object, object]:
+    def pytest_fixture_setup(
+        self, fixturedef: pytest.FixtureDef[Any], request: pytest.FixtureRequest
+    ) -> Generator[None, object, object]:
         """Note what a fixture of a wider scope opens and starts."""
         __tracebackhide__ = True
         ours = getattr(fixturedef.func, "__module__", "") == _OURS
@@ -97,7 +100,8 @@ class LeakGuard:
             return (yield)
         before, strays = take_snapshot(), self._strays()
         if ours:
-            open_pools()
+            with request.config.stash.get(CLOCK, nullcontext)():  # the first time it imports pyzmq
+                open_pools()
         warm = take_snapshot()
         try:
             result = yield

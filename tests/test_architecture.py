@@ -36,7 +36,7 @@ ARROWS = {
     },
     "upkeep": {"settings", "hearts", "cluster", "errors"},
     "deathwatch": {"launchers", "cluster", "errors"},
-    "leakguard": {"keeper", "settings", "cluster", "report.leaks", "errors"},
+    "leakguard": {"keeper", "settings", "stash", "cluster", "report.leaks", "errors"},
     "settings": {"options", "launchers"},
     "options": {"launchers"},
     "faults": {"hearts", "cluster", "network", "report.events", "errors"},
