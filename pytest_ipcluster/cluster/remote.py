@@ -12,6 +12,9 @@ __all__ = ["RemoteFailure", "raises_remote"]
 #: Tracebacks come with the colours of the engine's IPython.
 _COLOUR = re.compile(r"\x1b\[[0-9;]*m")
 
+#: What the deadman calls the same, where ipyparallel is slow to tell of it.
+_ALSO = {"EngineError": "EngineLost"}
+
 
 @dataclass(slots=True)
 class RemoteFailure:
@@ -40,7 +43,8 @@ def raises_remote(
     AssertionError.
 
     An engine's exception arrives as its name, so types are compared by name. A task whose engine died raises
-    ``ipyparallel.error.EngineError``.
+    ``ipyparallel.error.EngineError``. That accepts :class:`EngineLost` as well, which such a task raises where
+    ipyparallel has not told of the death in time.
     """
     from ipyparallel.error import CompositeError, RemoteError
 
@@ -95,7 +99,9 @@ def _check(
 
 
 def _names(kind: type[BaseException]) -> Iterator[str]:
-    """Yield the name of this type and of all its known subclasses."""
+    """Yield the name of this type and of all its known subclasses, and what is as good as they are."""
     yield kind.__name__
+    if kind.__name__ in _ALSO:
+        yield _ALSO[kind.__name__]
     for subclass in kind.__subclasses__():
         yield from _names(subclass)

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import pytest
-from ipyparallel.error import CompositeError, RemoteError
+from ipyparallel.error import CompositeError, EngineError, RemoteError
 
-from pytest_ipcluster import raises_remote
+from pytest_ipcluster import EngineLost, raises_remote
 
 
 def remote(name: str = "ValueError", message: str = "negative", engine: int = 1) -> RemoteError:
@@ -32,6 +32,17 @@ def test_a_subclass_is_accepted():
 def test_one_of_several_types_is_accepted():
     with raises_remote((KeyError, ValueError)):
         raise remote()
+
+
+@pytest.mark.parametrize("told_by", ["EngineError", "EngineLost"], ids=["ipyparallel", "the deadman"])
+def test_the_loss_of_an_engine_is_accepted_whoever_was_first_to_tell(told_by):
+    with raises_remote(EngineError):
+        raise remote(told_by)
+
+
+def test_the_error_of_the_deadman_does_not_stand_for_that_of_ipyparallel():
+    with pytest.raises(AssertionError, match="raised EngineError"), raises_remote(EngineLost):
+        raise remote("EngineError")
 
 
 def test_what_was_caught_is_told():
