@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from pytest_ipcluster.cluster.autopsy import exit_code, in_words
@@ -55,13 +55,16 @@ class Lookout:
         """The roll of the cluster, from which nobody is struck off here."""
         return self._roll
 
-    def look(self) -> Sight:
-        """Look at everybody once; less than a millisecond for a cluster of four engines."""
+    def look(self, *, rested: bool = False) -> Sight:
+        """Look at everybody once; less than a millisecond for a cluster of four engines.
+
+        ``rested`` says that nobody has looked since the last time for want of a reason, not of the chance.
+        """
         with self._lock:
             now = self._clock()
             current = self._current()
-            parts = {down.role: down for part in self._parts if (down := part.look(now)) is not None}
-            places = {ident: self._place(*pair, now) for ident, pair in self._engines.items()}
+            parts = {down.role: down for part in self._parts if (down := part.look(now, rested=rested)) is not None}
+            places = {ident: self._place(*pair, now, rested) for ident, pair in self._engines.items()}
             return Sight(now, parts, places, current, self._leaves)
 
     def _current(self) -> tuple[str, ...]:
@@ -80,10 +83,10 @@ class Lookout:
         nanny = None if engine.nanny is None else _Watched("nanny", engine.slot, engine.nanny)
         self._engines[engine.ident] = _Watched("engine", engine.slot, engine.process), nanny
 
-    def _place(self, engine: _Watched, nanny: _Watched | None, now: float) -> Place:
+    def _place(self, engine: _Watched, nanny: _Watched | None, now: float, rested: bool) -> Place:
         slot = engine.slot if engine.slot is not None else -1
-        down = engine.look(now)
-        told = None if nanny is None else nanny.look(now)
+        down = engine.look(now, rested=rested)
+        told = None if nanny is None else nanny.look(now, rested=rested)
         if down is not None and told is not None and nanny is not None and not told.stopped:
             told = nanny.ended(lambda process: self._exit_code(process, 0.0)) or told
         return Place(slot, down, told, has_nanny=nanny is not None)
@@ -158,12 +161,14 @@ class _Watched:
             self._pulse = Pulse(self.process)
         return self._pulse
 
-    def look(self, now: float) -> Down | None:
+    def look(self, now: float, *, rested: bool = False) -> Down | None:
         """Return what is wrong with the process; who has died stays dead, who was stopped may go on."""
+        past, self._looked_at = now - self._looked_at, now
+        step = min(past, _LONGEST_STEP)
         if self._down is not None and not self._down.stopped:
+            self._down = replace(self._down, watched=self._down.watched + (past if rested else step))
             return self._down
-        state, step = self.pulse.state(), min(now - self._looked_at, _LONGEST_STEP)
-        self._looked_at = now
+        state = self.pulse.state()
         if state == "dead":
             self._down = self._as_down(now)
         elif state != "paused":
@@ -177,7 +182,8 @@ class _Watched:
         return self._down
 
     def _as_down(self, since: float, *, stopped: bool = False, killed: bool = False) -> Down:
-        return Down(self.role, self.process.pid, since, self.slot, stopped, killed, self._well_at)
+        watched = 0.0 if self._down is None else self._down.watched
+        return Down(self.role, self.process.pid, since, self.slot, stopped, killed, self._well_at, watched)
 
     def ended(self, how: Callable[[psutil.Process], int | None]) -> Down | None:
         """Find out, until it is known, whether a signal has ended this dead process."""

@@ -46,7 +46,8 @@ class Down:
     """A process that answers no more: dead, or stopped for long enough. ``since`` is when it was first seen so.
 
     Times are seconds of ``time.monotonic()``; ``well`` is when it was last seen well. ``killed`` says that it was a
-    signal that ended it.
+    signal that ended it. ``watched`` is for how many seconds somebody has kept looking since: where nobody could look,
+    nobody could answer either.
     """
 
     role: str
@@ -56,6 +57,7 @@ class Down:
     stopped: bool = False
     killed: bool = False
     well: float = float("-inf")
+    watched: float = float("inf")
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,6 +82,7 @@ class Sight:
     ``parts`` holds the parts of the controller that are down, by role; ``places`` every engine that there ever was, by
     ident, and ``current`` the idents of those that are in the slots now. ``leaves`` is how many broadcast schedulers
     the engines are divided among. ``given`` tells which load-balanced tasks wait at which engine, as far as is known.
+    Without ``patience`` nobody waits any longer for what those who have died had sent, or others may tell of them.
     """
 
     now: float
@@ -88,6 +91,7 @@ class Sight:
     current: tuple[str, ...] = ()
     leaves: int = 0
     given: Mapping[str, str] = field(default_factory=dict)
+    patience: bool = True
 
     @property
     def all_well(self) -> bool:
@@ -135,7 +139,7 @@ def _parts(call: Call, sight: Sight, *roles: str) -> Iterator[Down]:
 
 
 def _is_over(down: Down, sight: Sight, patience: float) -> bool:
-    return down.stopped or sight.now - down.since >= patience
+    return down.stopped or not sight.patience or min(sight.now - down.since, down.watched) >= patience
 
 
 def _places(call: Call, sight: Sight) -> list[Place]:

@@ -118,7 +118,7 @@ class Deadman:
     def _entering(self, lookout: Lookout) -> None:
         """Before the first call after a pause, see who has died meanwhile."""
         if self._asleep:
-            lookout.look()
+            lookout.look(rested=True)
 
     def expire_at(self, limit: float | None, holds: Callable[[], bool] = lambda: True) -> None:
         """Have every call that still waits at this time (of ``time.monotonic()``) fail with a report; None for never.
@@ -170,7 +170,7 @@ class Deadman:
             sight = lookout.look()
             if sight.all_well:
                 continue
-            sight = sight if patient else replace(sight, now=float("inf"))
+            sight = sight if patient else replace(sight, now=float("inf"), patience=False)
             clients = [guarded for guarded, its in self._guarded if its is lookout]
             self._judge(clients, lookout, self._with_given(sight, clients, lookout))
 

@@ -68,7 +68,7 @@ def looks(deadman: Deadman, monkeypatch: pytest.MonkeyPatch) -> list[float]:
     """Return a list to which every look is added from now on."""
     lookout, found = deadman._lookout, []
     plain = lookout.look
-    monkeypatch.setattr(lookout, "look", lambda: found.append(time.monotonic()) or plain())
+    monkeypatch.setattr(lookout, "look", lambda **how: found.append(time.monotonic()) or plain(**how))
     return found
 
 

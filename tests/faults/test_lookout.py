@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from itertools import count, pairwise
+from itertools import count
 from types import SimpleNamespace
 
 import pytest
@@ -48,4 +48,15 @@ def test_who_goes_on_and_stops_again_has_his_time_again(watched):
 def test_who_is_dead_stays_dead(watched):
     watched._pulse.now = "dead"
     looks = [watched.look(float(now)) for now in range(3)]
-    assert all(one is other is not None for one, other in pairwise(looks))
+    assert [down.since for down in looks] == [0.0] * 3
+
+
+def test_time_in_which_nobody_looked_at_the_dead_counts_little(watched):
+    watched._pulse.now = "dead"
+    assert [watched.look(now).watched for now in (10.0, 10.5, 3600.0)] == [0.0, _LONGEST_STEP, 2 * _LONGEST_STEP]
+
+
+def test_time_in_which_nobody_had_to_look_at_the_dead_counts(watched):
+    watched._pulse.now = "dead"
+    assert watched.look(10.0).watched == 0.0
+    assert watched.look(3600.0, rested=True).watched == 3590.0

@@ -91,6 +91,12 @@ def test_an_answer_that_was_under_way_when_a_part_died_has_a_moment_to_arrive():
     assert loss(call(DIRECT), sight(part, now=10.06)) is part
 
 
+def test_while_nobody_could_look_nobody_could_tell_of_a_death_either():
+    place = Place(0, down("engine", since=10.0, slot=0, watched=0.1))
+    assert loss(call(DIRECT), sight(a=place, now=20.0)) is None
+    assert loss(call(DIRECT), sight(a=place, now=20.0, patience=False)) is place.down
+
+
 class TestHub:
     @pytest.mark.parametrize("lane", LANES)
     def test_what_was_sent_after_its_death_has_no_answer(self, lane):
