@@ -8,7 +8,6 @@ import signal
 import socket
 import subprocess
 import sys
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -37,8 +36,7 @@ class Server:
             env=self.environment,
             stderr=subprocess.PIPE,
         )
-        while not self.path.exists() and self.process.poll() is None:
-            time.sleep(0.001)
+        until(lambda: self.path.exists() or self.process.poll() is not None)
 
     def fork(self, *arguments: str, run: str = ENGINE, **changes: str) -> Fork:
         environment = {**self.environment, **changes}

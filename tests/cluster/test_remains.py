@@ -11,6 +11,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
+from waiting import until
 
 from pytest_ipcluster import Heart
 from pytest_ipcluster.cluster.remains import Remains
@@ -68,8 +69,7 @@ def test_a_thread_that_ends_while_the_children_are_read_does_no_harm(over, monke
     def listed_and_gone(folder, pattern):
         paths = list(before(folder, pattern))
         over.set()
-        while Path(f"/proc/self/task/{ending.native_id}").exists():
-            time.sleep(0.001)  # nothing tells when the kernel has let go of it
+        until(lambda: not Path(f"/proc/self/task/{ending.native_id}").exists())
         return iter(paths)
 
     monkeypatch.setattr(Path, "glob", listed_and_gone)

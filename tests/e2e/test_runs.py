@@ -12,6 +12,7 @@ from pathlib import Path
 
 import psutil
 import pytest
+from waiting import until
 
 from pytest_ipcluster.cluster.processes import environment, is_alive
 
@@ -279,7 +280,7 @@ def wait():
 @pytest.mark.parametrize("times", [1, 2])
 def test_ctrl_c_leaves_nothing(pytester, test, times):
     process = start(pytester, INTERRUPTED.format(test=test))
-    until((pytester.path / "there").exists, process)
+    until_it_comes_to_this((pytester.path / "there").exists, process)
     interrupt(process, times)
     assert left_by(process) == []
 
@@ -289,7 +290,7 @@ def test_ctrl_c_during_the_start_leaves_nothing(pytester, sign):
     """``sign`` is what exists in the private folder when the interrupt comes: ever later in the start."""
     process = start(pytester, "def test_it(ipcluster_client): pass", "--ipcluster-n=4")
     patterns = {"output": "log/ipcluster.log", "security": "ipython/*/security/*client.json", "cards": "cards/*.json"}
-    until(lambda: list(Path(process.temp).glob(f"ipcluster-*/{patterns[sign]}")), process)
+    until_it_comes_to_this(lambda: list(Path(process.temp).glob(f"ipcluster-*/{patterns[sign]}")), process)
     interrupt(process, 1)
     assert left_by(process) == []
 
@@ -306,12 +307,12 @@ def start(pytester: pytest.Pytester, source: str, *arguments: str) -> subprocess
     return process
 
 
-def until(reached, process: subprocess.Popen[str]) -> None:
-    deadline = time.monotonic() + 60
-    while not reached():
-        assert time.monotonic() < deadline
+def until_it_comes_to_this(reached, process: subprocess.Popen[str]) -> None:
+    def has() -> object:
         assert process.poll() is None, process.communicate()[0]
-        time.sleep(0.005)  # what another process writes has no event here
+        return reached()
+
+    until(has)
 
 
 def interrupt(process: subprocess.Popen[str], times: int) -> None:

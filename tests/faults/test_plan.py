@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import threading
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from itertools import islice
@@ -13,11 +12,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
+from waiting import SOON, until
 
 from pytest_ipcluster.faults.plan import KINDS, Plan, Step, steps
-
-# Any limit that the slowest machine keeps.
-SOON = 30.0
 
 FAST = 1e6  # faults a second: nothing is waited for
 
@@ -149,9 +146,7 @@ class Planning(RuleBasedStateMachine):
     def let_one_step_go(self) -> None:
         done = len(self.healed)
         self.allowed.release()
-        deadline = time.monotonic() + SOON
-        while len(self.healed) == done < len(self.planned):
-            assert time.monotonic() < deadline
+        until(lambda: len(self.healed) > done or done == len(self.planned))
 
     @invariant()
     def what_was_done_is_what_was_planned(self) -> None:

@@ -8,7 +8,6 @@ import socket
 import subprocess
 import sys
 import threading
-import time
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
@@ -19,6 +18,7 @@ from types import SimpleNamespace
 import psutil
 import pytest
 import zmq
+from waiting import until
 
 from pytest_ipcluster.report import leaks
 from pytest_ipcluster.report.leaks import (
@@ -282,8 +282,7 @@ class TestProcesses:
         child = stack.enter_context(subprocess.Popen(command))
         stack.callback(child.kill)
         process = psutil.Process(child.pid)
-        while not process.cmdline():  # on a busy machine Popen returns a moment before the command line is there
-            time.sleep(0.001)
+        until(process.cmdline)  # on a busy machine Popen returns a moment before the command line is there
         return process
 
     def test_one_is_told_with_pid_command_parent_and_age(self, sleeper):
