@@ -170,18 +170,28 @@ def failing(_: object) -> None:
     raise LookupError("the plan itself")
 
 
-def failing_late(_: object) -> None:
-    threading.Event().wait(0.2)  # so that the block fails first
-    raise LookupError("the plan itself")
-
-
 def test_what_goes_wrong_with_the_plan_fails_the_test():
     plan = Plan(steps(1, 2, rate=FAST), None, failing, failing, seed=1, replay="again")
     with pytest.raises(LookupError, match="the plan itself"), plan:
         plan.wait(SOON)
 
 
+@contextmanager
+def setting(event: threading.Event) -> Iterator[None]:
+    """Set the event when the block has ended."""
+    try:
+        yield
+    finally:
+        event.set()
+
+
 def test_what_goes_wrong_in_the_block_comes_first():
+    block_has_failed = threading.Event()
+
+    def failing_late(step: object) -> None:
+        assert block_has_failed.wait(SOON)
+        failing(step)
+
     plan = Plan(steps(1, 2, rate=FAST), None, failing_late, failing, seed=1, replay="again")
-    with pytest.raises(AssertionError, match="was not over"), plan:
+    with pytest.raises(AssertionError, match="was not over"), plan, setting(block_has_failed):
         plan.wait(0)
