@@ -18,8 +18,9 @@ __all__ = ["Remains"]
 #: The name of the thread in which an engine's heart beats.
 _HEART = "ipcluster-heart"
 
-#: Seconds that the threads of earlier tasks get to come to their ends.
-_GRACE = 0.1
+#: Seconds that the threads of earlier tasks get to come to their ends, and in how many parts at least: however long the
+#: machine stands still meanwhile, it runs in all parts but one.
+_GRACE, _PARTS = 0.1, 10
 
 #: The most times that the children are read while threads come and go.
 _READS = 100
@@ -46,9 +47,10 @@ class Remains:
         ]
 
     def _new_threads(self) -> list[str]:
-        deadline = time.monotonic() + _GRACE
-        for thread in self._working():
-            thread.join(max(0.0, deadline - time.monotonic()))
+        deadline, parts = time.monotonic() + _GRACE, _PARTS
+        while (working := self._working()) and (time.monotonic() < deadline or parts > 0):
+            working[0].join(_GRACE / _PARTS)
+            parts -= 1
         return [thread.name for thread in self._working()] + ["(no name)"] * len(_nameless() - self._nameless)
 
     def _working(self) -> list[threading.Thread]:

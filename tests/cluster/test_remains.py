@@ -6,14 +6,16 @@ import os
 import subprocess
 import sys
 import threading
-import time
 from concurrent.futures import ThreadPoolExecutor
+from itertools import count
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
-from waiting import until
+from waiting import SOON, until
 
 from pytest_ipcluster import Heart
+from pytest_ipcluster.cluster import remains as remains_module
 from pytest_ipcluster.cluster.remains import Remains
 
 
@@ -53,8 +55,19 @@ def test_a_thread_below_threading_is_told(remains, over):
     assert remains.complaints() == ["a thread that a test started still runs there: '(no name)'"]
 
 
-def test_a_thread_that_is_just_ending_gets_the_time(remains):
-    threading.Thread(target=time.sleep, args=(0.02,)).start()
+def test_a_thread_that_is_just_ending_gets_the_time_though_the_machine_stands_still(remains, over, monkeypatch):
+    class Ending(threading.Thread):
+        times = 0
+
+        def join(self, timeout: float | None = None) -> None:
+            self.times += 1
+            if self.times == 3:
+                over.set()
+                timeout = SOON
+            super().join(timeout)
+
+    monkeypatch.setattr(remains_module, "time", SimpleNamespace(monotonic=count(step=3600.0).__next__))
+    Ending(target=over.wait).start()
     assert remains.complaints() == []
 
 
