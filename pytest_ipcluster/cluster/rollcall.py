@@ -10,6 +10,7 @@ import contextlib
 import itertools
 import os
 import sys
+import threading
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
@@ -57,7 +58,8 @@ class RollCall:
     def __init__(self, runtime: Runtime, slots: Slots) -> None:
         self.runtime = runtime
         self.slots = slots
-        self._seen: set[psutil.Process] = set()
+        self._seen: set[psutil.Process] = set()  # the engines that were in the slots at the last look
+        self._looking = threading.Lock()  # a test may repair from a thread of its own
         self._members: dict[psutil.Process, Member] = {}
         for member in self._parts():
             self._enter(member)
@@ -86,15 +88,18 @@ class RollCall:
                 self.strike(_members_of(engine))
 
     def _enter(self, member: Member) -> None:
-        self._seen.add(member.process)
         if member.role == "warden" or self.runtime.owns(member.process):
             self._members[member.process] = _with_lasting_log(member, self.runtime.folder.logs)
 
     def _notice_engines(self) -> None:
-        for engine in self.slots.engines():
-            if engine.process not in self._seen:
-                for member in _members_of(engine):
-                    self._enter(member)
+        with self._looking:
+            engines = self.slots.engines()
+            for engine in engines:
+                if engine.process not in self._seen:
+                    for member in _members_of(engine):
+                        self._enter(member)
+            # Who has left its slot is gone, and never back.
+            self._seen = {engine.process for engine in engines}
 
     def _parts(self) -> Iterator[Member]:
         """Yield what a cluster has besides engines, those first that take the others along when they end."""

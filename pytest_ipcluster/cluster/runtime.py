@@ -6,7 +6,7 @@ import contextlib
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 
@@ -179,12 +179,23 @@ class Runtime:
 
     @property
     def children(self) -> tuple[subprocess.Popen[bytes], ...]:
-        """The Popen objects of everything that was started here, ipcluster first."""
+        """The Popen objects of everything that was started here and is not forgotten, ipcluster first."""
         return tuple(self._children)
 
     def _know(self, pid: int) -> None:
         if (process := find(pid)) is not None:
             self._known.add(process)
+
+    def forget(self, processes: Collection[psutil.Process]) -> None:
+        """Keep nothing of these processes, which are gone: there may be any number of them in the life of a cluster.
+
+        The warden and the logs still tell how they ended. Where there is no warden only their Popen objects do, which
+        stay.
+        """
+        self._known.difference_update(processes)
+        if self.folder.guard is not None:
+            pids = {process.pid for process in processes}
+            self._children = [child for child in self._children if child.pid not in pids]
 
     # -- coming up ---------------------------------------------------------------------------------
 

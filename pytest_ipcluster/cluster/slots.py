@@ -263,11 +263,19 @@ class Slots:
             raise RepairError(
                 f"engine processes {sorted(p.pid for p in left)} are still alive {_SOON:g} s after being killed"
             )
+        self._forget(leaving, processes)
         for slot in slots:
             self._engines.pop(slot, None)
             if self._runtime.lanes is not None:  # a nanny's farewell that waits there would strike off the new engine
                 self._runtime.lanes.clear(slot)
             hub.unregister(slot)  # also when it is not registered, for its registration may be pending
+
+    def _forget(self, engines: Iterable[Engine], processes: Collection[psutil.Process]) -> None:
+        """Keep nothing of engines that are gone, with these processes: a session may replace any number of them."""
+        self._runtime.forget(processes)
+        for engine in engines:
+            self._proven.discard(engine.ident)
+            self._starts.logs.pop(engine.pid, None)
 
     def _fill(
         self, hub: Hub, slots: Sequence[int], deadline: float, *, wanted: Iterable[int], gone: Iterable[int] = ()

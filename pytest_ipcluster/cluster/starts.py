@@ -65,7 +65,7 @@ class EngineStarts:
         self._arguments = list(arguments)
         self._spares = Spares(spares, runtime.folder.logs, self._fork_spare)
         self._count = 0
-        #: The logs of the engines that were started here, by pid.
+        #: The logs of the engines that were started here and have not been replaced, by pid.
         self.logs: dict[int, Path] = {}
 
     def start(self, slot: int) -> EngineStart:

@@ -16,6 +16,7 @@ from waiting import until
 
 from pytest_ipcluster import ClusterError, RepairError
 from pytest_ipcluster.cluster import slots as slots_module
+from pytest_ipcluster.cluster.autopsy import exit_code
 from pytest_ipcluster.cluster.processes import MARK, children, is_alive, send_signal
 
 
@@ -201,6 +202,36 @@ def test_nobody_looks_for_children_of_an_engine_that_is_gone(cluster, monkeypatc
     monkeypatch.setattr(slots_module, "descendants", lambda root: set(asked.append(root) or ()))
     cluster.restore()
     assert asked == []
+
+
+def test_nothing_is_kept_of_engines_that_were_replaced(cluster):
+    roll = cluster.roll_call()
+
+    def kept() -> dict[str, int]:
+        roll.missing()
+        runtime, slots = cluster._runtime, cluster.slots
+        return {
+            "Popen objects": len(runtime.children),
+            "processes": len(runtime._known),
+            "processes of the roll": len(roll._seen),
+            "logs": len(slots._starts.logs),
+            "proofs": len(slots._proven),
+        }
+
+    cluster.replace([0, 1])  # from here on all engines are those that were started by the repair
+    before = kept()
+    for _ in range(3):
+        cluster.replace([0, 1])
+        roll.missing()
+    assert kept() == before
+
+
+def test_of_an_engine_that_was_replaced_it_is_known_how_it_ended(cluster):
+    cluster.replace([0])
+    engine = cluster.engines[0]
+    kill(engine.process)
+    cluster.restore()
+    assert exit_code(engine.process, cluster._runtime, 10.0) == -signal.SIGKILL
 
 
 def test_an_engine_whose_nanny_is_paused_is_replaced(cluster):
