@@ -163,7 +163,8 @@ class LeakGuard:
             folder, engines, heads = cluster.folder, cluster.engines, cluster.heads
         except ClusterError:  # it has ended, and could not be started again
             return set()
-        self._roles.update({engine.pid: f"engine {engine.slot}" for engine in engines})
+        # Those of engines that are gone are left out: nobody has a dead parent, and their pids may be given again.
+        self._roles = {engine.pid: f"engine {engine.slot}" for engine in engines}
         warden = folder.guard.process if folder.guard else None
         if warden is not None:
             self._roles[warden.pid] = "the warden, which adopts orphans"
