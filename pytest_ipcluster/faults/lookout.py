@@ -35,8 +35,8 @@ _ASIDE = ("warden", "ipcluster", "forkserver", "engine", "nanny")
 class Lookout:
     """Looks at the processes of one running cluster. Good for any thread; ``clock`` is that of ``time.monotonic``.
 
-    Engines are followed through repairs: those of earlier times stay known, so that what was sent to one of them is
-    still judged by its own end.
+    Engines are followed through repairs: those of earlier times stay known until ``forget_replaced``, so that what was
+    sent to one of them is still judged by its own end.
     """
 
     def __init__(self, roll: RollCall, clock: Callable[[], float] = time.monotonic) -> None:
@@ -66,6 +66,15 @@ class Lookout:
             parts = {down.role: down for part in self._parts if (down := part.look(now, rested=rested)) is not None}
             places = {ident: self._place(*pair, now, rested) for ident, pair in self._engines.items()}
             return Sight(now, parts, places, current, self._leaves)
+
+    def forget_replaced(self) -> None:
+        """Follow the engines in the slots alone from now on: nobody waits for those of earlier times any more."""
+        with self._lock:
+            current = self._current()
+            self._engines = {ident: self._engines[ident] for ident in current}
+            self._strangers &= {engine.ident for engine in self._roll.slots.engines()}
+            watched = {(one.role, one.process.pid) for one in self._everybody()}
+            self._told = {key: death for key, death in self._told.items() if key in watched}
 
     def _current(self) -> tuple[str, ...]:
         """Take in engines that are new, and return the idents of those that are in the slots now."""

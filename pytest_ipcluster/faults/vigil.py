@@ -99,6 +99,8 @@ class Deadman:
             return
         lookout = self._current_lookout()
         with self._lock:
+            if not any(its is lookout and not guarded.closed for guarded, its in self._guarded):
+                lookout.forget_replaced()
             if not any(guarded.client is client for guarded, _ in self._guarded):
                 entering = lambda: self._entering(lookout)  # noqa: E731
                 self._guarded.append((GuardedClient(client, entering, self._called.set), lookout))

@@ -206,6 +206,17 @@ def test_a_client_that_is_made_after_a_repair_is_answered(running, deadman):
         assert later.client[:].apply_async(os.getpid).get(SOON) == [engine.pid for engine in running.engines]
 
 
+def test_engines_that_were_replaced_are_followed_while_a_client_is_there_that_may_wait_for_them(running):
+    with Deadman(running) as deadman:
+        for followed in (2, 2, 2):
+            with connected(running) as first, connected(running) as second:
+                deadman.guard(first.client)
+                assert len(deadman._current_lookout().look().places) == followed
+                running.replace([0], SOON)
+                deadman.guard(second.client)
+                assert len(deadman._current_lookout().look().places) == followed + 1
+
+
 def test_a_client_that_cannot_be_handed_out_is_closed(running, monkeypatch):
     made = []
 

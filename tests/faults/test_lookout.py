@@ -5,10 +5,34 @@ from __future__ import annotations
 from itertools import count
 from types import SimpleNamespace
 
+import psutil
 import pytest
 
-from pytest_ipcluster.faults.lookout import _LONGEST_STEP, _STOPPED_FOR, _Watched
+from pytest_ipcluster.faults.lookout import _LONGEST_STEP, _STOPPED_FOR, Lookout, _Watched
 from pytest_ipcluster.faults.vigil import POLL
+
+
+@pytest.fixture
+def slots():
+    """The slots of a cluster whose engines the test sets; this very process is every one of them."""
+    return SimpleNamespace(idents=["a", "b"])
+
+
+@pytest.fixture
+def lookout(slots):
+    me = psutil.Process()
+    slots.engines = lambda: tuple(
+        SimpleNamespace(ident=ident, slot=slot, process=me, nanny=None) for slot, ident in enumerate(slots.idents)
+    )
+    runtime = SimpleNamespace(owns=lambda _: True)
+    return Lookout(SimpleNamespace(members=(), slots=slots, runtime=runtime))
+
+
+def test_engines_that_were_replaced_are_followed_until_nobody_waits_for_them(lookout, slots):
+    slots.idents = ["a", "c"]
+    assert lookout.look().places.keys() == {"a", "b", "c"}
+    lookout.forget_replaced()
+    assert lookout.look().places.keys() == {"a", "c"}
 
 
 @pytest.fixture
