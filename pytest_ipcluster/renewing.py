@@ -71,8 +71,7 @@ class Renewing:
             return []
         from pytest_ipcluster.report.sections import notes_of
 
-        new = self._log.since(self._read)
-        self._read += len(new)
+        new, self._read = self._log.read(self._read)
         return notes_of(new, after)
 
 

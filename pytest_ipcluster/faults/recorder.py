@@ -51,7 +51,7 @@ class Recorder:
         self._how_ended = how_ended
         self._controller = controller
         self._log = log
-        self._begun = len(log)
+        self._begun = log.hold()
         self._engines = {engine.heart: engine for engine in engines}
         self._faults: dict[bytes, Fault] = {}
         self._lock = threading.Lock()
@@ -60,8 +60,9 @@ class Recorder:
         hearts.monitor.add_heart_failure_handler(self._record)
 
     def close(self) -> None:
-        """Listen no more."""
+        """Listen no more, and let the log drop what was heard when it has enough that is newer. May be called twice."""
         self._hearts.monitor.remove_heart_failure_handler(self._record)
+        self._log.release(self._begun)
 
     def declare(self, fault: Fault) -> None:
         """Learn of a fault before it is injected, so that the verdict that follows can name it."""

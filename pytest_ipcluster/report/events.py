@@ -28,16 +28,30 @@ class Event:
     seconds: float | None = None
 
 
-class EventLog:
-    """A thread-safe, append-only list of events that can be waited on."""
+#: How many of the newest events a log keeps at least, which is some megabytes. A repair makes about ten, so they reach
+#: back for a thousand of them.
+_KEPT = 10_000
 
-    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+
+class EventLog:
+    """A thread-safe, append-only list of events that can be waited on.
+
+    At least the newest ``kept`` events are there, and all from a position on that somebody holds; older ones are
+    dropped, some at a time, for a session may last for days. Positions count those as well.
+    """
+
+    def __init__(self, clock: Callable[[], float] = time.monotonic, *, kept: int = _KEPT) -> None:
         self._clock = clock
+        self._kept = kept
         self._events: list[Event] = []
+        self._dropped = 0
+        self._held: list[int] = []
         self._changed = threading.Condition()
 
     def __len__(self) -> int:
-        return len(self._events)
+        """Return how many events there have been."""
+        with self._changed:
+            return self._dropped + len(self._events)
 
     def add(
         self,
@@ -53,13 +67,37 @@ class EventLog:
         event = Event(self._clock() if at is None else at, kind, heart, slot, detail, seconds)
         with self._changed:
             self._events.append(event)
+            self._drop_oldest()
             self._changed.notify_all()
         return event
 
-    def since(self, mark: int = 0) -> list[Event]:
-        """Return the events from position ``mark`` on; ``len(log)`` is the mark of now."""
+    def hold(self) -> int:
+        """Keep all events from now on, until the mark that this returns is released."""
         with self._changed:
-            return self._events[mark:]
+            self._held.append(mark := len(self))
+        return mark
+
+    def release(self, mark: int) -> None:
+        """Hold this mark no more; nothing when that has been said already."""
+        with self._changed:
+            if mark in self._held:
+                self._held.remove(mark)
+
+    def _drop_oldest(self) -> None:
+        needed = min(self._held, default=len(self))
+        surplus = min(len(self._events) - self._kept, needed - self._dropped)
+        if surplus > self._kept // 10:  # one at a time would move all others each time
+            del self._events[:surplus]
+            self._dropped += surplus
+
+    def since(self, mark: int = 0) -> list[Event]:
+        """Return the events from position ``mark`` on that are kept; ``len(log)`` is the mark of now."""
+        return self.read(mark)[0]
+
+    def read(self, mark: int = 0) -> tuple[list[Event], int]:
+        """Return the events from position ``mark`` on that are kept, and the mark from which to read on."""
+        with self._changed:
+            return self._events[max(0, mark - self._dropped) :], len(self)
 
     def wait_for(self, predicate: Callable[[Event], bool], timeout: float, *, since: int = 0) -> Event | None:
         """Return the first event from ``since`` on that fits, or None after ``timeout`` seconds.
@@ -70,19 +108,18 @@ class EventLog:
         seen = since
         while True:
             last = time.monotonic() >= deadline
-            found = self.since(seen)
+            found, seen = self.read(seen)
             for event in found:
                 if predicate(event):
                     return event
             if last:
                 return None
-            seen += len(found)
             self._wait_beyond(seen, deadline)
 
     def _wait_beyond(self, mark: int, deadline: float) -> None:
         """Wait until there is an event from position ``mark`` on, or time is up."""
         with self._changed:
-            self._changed.wait_for(lambda: len(self._events) > mark, max(0.0, deadline - time.monotonic()))
+            self._changed.wait_for(lambda: len(self) > mark, max(0.0, deadline - time.monotonic()))
 
 
 def describe(events: Iterable[Event], *, origin: float | None = None) -> str:

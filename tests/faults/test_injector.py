@@ -281,3 +281,9 @@ def test_what_an_earlier_test_did_is_not_in_this_ones_history(injector, cluster,
     assert later.events == ()
     later.assert_not_fired()
     later.close()
+
+
+def test_what_happens_to_the_hearts_is_held_in_the_log_until_the_injector_is_closed(injector, log):
+    assert log._held == [injector._recorder._begun]
+    injector.close()
+    assert log._held == []
