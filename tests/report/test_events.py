@@ -1,4 +1,4 @@
-"""The time line can be waited on and holds nobody up; it keeps its newest events, and positions go on to mean the same."""
+"""The time line can be waited on and holds nobody up; it keeps its newest events, and marks go on to mean the same."""
 
 from __future__ import annotations
 
@@ -10,7 +10,6 @@ from waiting import SOON
 
 from pytest_ipcluster.report import events as events_module
 from pytest_ipcluster.report.events import Event, EventLog
-
 
 KEPT = 100
 
