@@ -37,6 +37,7 @@ from typing import Any
 
 from pytest_ipcluster.cluster.firstpong import listen_while_registering
 from pytest_ipcluster.cluster.handshakes import shake_hands_before_the_heart_starts
+from pytest_ipcluster.cluster.headstart import make_kernel
 from pytest_ipcluster.cluster.nannies import PreparedNanny, flush_output
 
 #: What can be forked.
@@ -66,6 +67,9 @@ _IMPORTED = (
 
 #: What an engine sets before it imports the rest of that.
 _ENGINES_SET = {"PYDEVD_DISABLE_FILE_VALIDATION": "1"}
+
+#: What no engine would have imported; their modules are not to be seen there.
+_OURS_ALONE = (PreparedNanny, listen_while_registering, shake_hands_before_the_heart_starts, make_kernel)
 
 #: Nobody asks for more than this (bytes): an environment and a command line.
 _LONGEST_REQUEST = 4_000_000
@@ -243,8 +247,7 @@ def become(order: dict[str, Any], warmth: Warmth) -> None:
     _forget_randomness()
     if not sys.flags.safe_path:
         sys.path[0] = os.getcwd()
-    ours = (PreparedNanny, listen_while_registering, shake_hands_before_the_heart_starts)
-    _unload([one.__module__ for one in ours])
+    _unload(function.__module__ for function in _OURS_ALONE)
     if order["run"] == ENGINE:
         os.environ.update(warmth.variables)
         _unload(warmth.surplus)
@@ -284,12 +287,13 @@ def _unload(names: Iterable[str]) -> None:
 
 
 def _hold_at(pipe: str) -> None:
-    """Have the engine wait at this pipe, when it has read all its files, for the id that it is to have."""
+    """Have the engine wait at this pipe, when it has done all that it can without it, for the id that it is to have."""
     from ipyparallel.engine import app
 
     start = app.IPEngine.start
 
     def start_later(engine: Any) -> None:
+        make_kernel(engine)
         with open(pipe) as told:
             text = told.read()
         if not text:  # whoever has opened it has died

@@ -117,6 +117,50 @@ def test_nothing_differs_that_a_program_can_find_out():
     assert {what for what in local if local[what] != forked[what]} == set()
 
 
+def test_a_spare_is_like_an_engine_that_is_forked_when_it_is_needed():
+    seen = []
+    for spares in (0, 1):
+        with running(1, "forkserver", spares=spares) as cluster:
+            os.kill(cluster.engines[0].pid, signal.SIGKILL)
+            until(lambda cluster=cluster: cluster.engines[0].state == "dead")
+            cluster.restore(1)
+            with cluster.client() as client:
+                text = repr([client[0].apply_sync(interactive(look)) for look in (portrait, anatomy)])
+                shown = client[0].execute("display(6); 7", silent=False)
+                shown.get(30)
+                assert shown.wait_for_output(30)
+            names = {str(cluster.folder.path): "FOLDER", cluster.cluster_id: "ID", cluster.folder.mark: "MARK"}
+            view, kernel = eval(_renamed(text, {**names, **_changing(cluster)}))
+            view["environment"].pop("IPP_CONNECTION_INFO")  # ports
+            seen.append({**view, **kernel, "shown": str(shown.outputs), "result": str(shown.execute_result)})
+    forked, spare = seen
+    assert {what for what in forked if forked[what] != spare[what]} == set()
+
+
+def anatomy() -> dict[str, object]:
+    """Return what the kernel and the shell around this task are made of."""
+    from IPython import get_ipython
+
+    shell = get_ipython()
+    kernel = shell.kernel
+    publishers = shell.displayhook, shell.display_pub, shell.data_pub
+    names = set(kernel.trait_names()) - {"shell_streams"}  # which warns those who look
+    return {
+        "kernel": {name: str(type(getattr(kernel, name))) for name in names},
+        "its id": (kernel.engine_id, kernel.ident),
+        "kernel's variables": sorted(vars(kernel)),
+        "shell": sorted(vars(shell)),
+        "shell's names": sorted(name for name in shell.user_ns if not name.endswith(("_f", "args", "_result"))),
+        "shell's folder": shell.starting_dir,
+        "publishers": [(one.topic, one.pub_socket is kernel.iopub_socket, one.session is kernel.session)
+                       for one in publishers],
+        "history": (shell.history_manager.hist_file, shell.history_manager.enabled),
+        "configuration": sorted(str(one) for one in kernel.config.items() if one[0] not in ("IPEngine", "Session")),
+        "the only one": (type(kernel).instance() is kernel, type(shell).instance() is shell),
+        "class of kernels": str(vars(__import__("ipyparallel.engine.app", fromlist=["app"]))["Kernel"]),
+    }  # fmt: skip
+
+
 def _changing(cluster) -> dict[str, str]:
     """ipcluster calls the logs of a set of engines by the time at which they were started; uuids are new each time."""
     [engine] = cluster.engines
