@@ -13,7 +13,6 @@ from __future__ import annotations
 import pickle
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import closing
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -24,7 +23,7 @@ if TYPE_CHECKING:
     import zmq
     from jupyter_client.session import Session
 
-__all__ = ["prove"]
+__all__ = ["Proof"]
 
 #: A task that a scheduler gets before the engine has connected to it is lost; another one this often (seconds) makes
 #: up for it.
@@ -37,23 +36,26 @@ _TURN = 0.25
 _TASK = (pickle.dumps(bool), pickle.dumps({"nargs": 0, "narg_bufs": 0, "kw_keys": []}))
 
 
-def prove(
-    connection: Mapping[str, Any],
-    engines: Mapping[int, str],
-    deadline: float,
-    wakeup: Wakeup,
-    check: Callable[[], object],
-) -> str:
-    """Have a task carried to each of these engines (id to uuid) by each scheduler; return "" as soon as all answered.
+class Proof:
+    """Connections to each scheduler of a controller; ``connection`` is the content of its client connection file.
 
-    A load-balancing scheduler of the scheme "pure" is left out: it can't be told whom to give a task.
-    At the ``deadline`` on the clock of ``time.monotonic()`` return which scheduler has not carried one to whom.
-    ``connection`` is the content of the client connection file. ``check`` is called at every turn and raises when
-    waiting has become pointless; ``wakeup`` brings the turns.
+    They take a moment to come up, so whoever waits for engines opens them meanwhile. A load-balancing scheduler of the
+    scheme "pure" is left out: it can't be told whom to give a task. Lives in one thread. ``close()`` may be called
+    twice.
     """
-    with closing(Wire(connection)) as wire:
+
+    def __init__(self, connection: Mapping[str, Any]) -> None:
+        self._wire = Wire(connection)
         kinds = [kind for kind in _KINDS if not kind.keeps or connection["task_scheme"] != "pure"]
-        paths = [_Path(kind, wire.connect(kind.channel), wire.session, dict(engines)) for kind in kinds]
+        self._sockets = {kind: self._wire.connect(kind.channel) for kind in kinds}
+
+    def carry(self, engines: Mapping[int, str], deadline: float, wakeup: Wakeup, check: Callable[[], object]) -> str:
+        """Have a task carried to each of these engines (id to uuid) by each scheduler; return "" when all answered.
+
+        At the ``deadline`` on the clock of ``time.monotonic()`` return which scheduler has not carried one to whom.
+        ``check`` is called at every turn and raises when waiting has become pointless; ``wakeup`` brings the turns.
+        """
+        paths = [_Path(kind, socket, self._wire.session, dict(engines)) for kind, socket in self._sockets.items()]
         for path in paths:
             wakeup.watch_fd(path.socket.fileno())
         first = [path for path in paths if not path.kind.keeps]
@@ -63,6 +65,10 @@ def prove(
         finally:
             for path in paths:
                 wakeup.ignore_fd(path.socket.fileno())
+
+    def close(self) -> None:
+        """Close the connections."""
+        self._wire.close()
 
 
 def _wait(paths: list[_Path], deadline: float, wakeup: Wakeup, check: Callable[[], object]) -> str:

@@ -6,6 +6,7 @@ import time
 from collections.abc import Callable, Collection, Iterable, Sequence
 from contextlib import closing, suppress
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import psutil
@@ -25,7 +26,7 @@ from pytest_ipcluster.cluster.processes import (
     send_signal,
     wait_gone,
 )
-from pytest_ipcluster.cluster.proof import prove
+from pytest_ipcluster.cluster.proof import Proof
 from pytest_ipcluster.cluster.runtime import Runtime
 from pytest_ipcluster.cluster.starts import Crew, EngineStarts, take_back
 from pytest_ipcluster.cluster.startup import StartWatch
@@ -103,7 +104,9 @@ class Slots:
         if missing := wanted - self._engines.keys():
             cause = f"the engines in slots {sorted(missing)} registered without the plugin's agent"
             raise watch.error(cause, self._any_log())
-        self._prove(hub, registered, wanted, deadline, wakeup, watch.check, lambda c: self._not_carried(watch, c))
+        with closing(Proof(hub.connection)) as proof:
+            error = partial(self._not_carried, watch)
+            self._prove(hub, proof, registered, wanted, deadline, wakeup, watch.check, error)
 
     def _not_carried(self, watch: StartWatch, complaint: str) -> ClusterStartError:
         controller = self._runtime.roles().controller
@@ -113,6 +116,7 @@ class Slots:
     def _prove(
         self,
         hub: Hub,
+        proof: Proof,
         registered: dict[int, str],
         slots: Collection[int],
         deadline: float,
@@ -132,7 +136,7 @@ class Slots:
         if unassigned:
             return
         idle = {slot: registered[slot] for slot in new - working}
-        if complaint := prove(hub.connection, idle, deadline, wakeup, check):
+        if complaint := proof.carry(idle, deadline, wakeup, check):
             raise error(complaint)
         self._proven |= set(idle.values())
 
@@ -296,8 +300,9 @@ class Slots:
                     if (process := find(start.process.pid)) is not None:
                         wakeup.watch_process(process)
                 complaint = "the new engines did not register"
-                registered = self._wait(hub, lambda ids: ids.keys() >= wanted, deadline, wakeup, crew, complaint)
-                self._prove(hub, registered, slots, deadline, wakeup, crew.check, RepairError)
+                with closing(Proof(hub.connection)) as proof:
+                    registered = self._wait(hub, lambda ids: ids.keys() >= wanted, deadline, wakeup, crew, complaint)
+                    self._prove(hub, proof, registered, slots, deadline, wakeup, crew.check, RepairError)
             except BaseException:
                 take_back(hub, crew.starts, _SOON)
                 raise

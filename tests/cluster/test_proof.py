@@ -15,8 +15,8 @@ import zmq
 from jupyter_client.session import Session
 from waiting import until
 
-from pytest_ipcluster.cluster import proof
-from pytest_ipcluster.cluster.proof import prove
+from pytest_ipcluster.cluster import proof as proof_module
+from pytest_ipcluster.cluster.proof import Proof
 from pytest_ipcluster.cluster.wakeup import Wakeup
 
 ENGINES = {0: "uuid-of-0", 1: "uuid-of-1"}
@@ -100,8 +100,8 @@ def controller() -> Iterator[Controller]:
 
 
 def proven(controller: Controller, *, check: Callable[[], object] = lambda: None) -> str:
-    with Wakeup() as wakeup:
-        return prove(controller.connection, ENGINES, time.monotonic() + PATIENCE, wakeup, check)
+    with Wakeup() as wakeup, contextlib.closing(Proof(controller.connection)) as proof:
+        return proof.carry(ENGINES, time.monotonic() + PATIENCE, wakeup, check)
 
 
 def test_each_engine_is_sent_one_task_by_each_scheduler(controller):
@@ -146,7 +146,7 @@ def test_a_task_that_a_scheduler_keeps_is_not_doubled(controller):
         """End it when the task was sent long enough ago for others to be sent again."""
         if controller.asked["task", ENGINES[0]]:
             sent.append(time.monotonic())
-            if sent[-1] - sent[0] > 2 * proof._ASK_AGAIN:
+            if sent[-1] - sent[0] > 2 * proof_module._ASK_AGAIN:
                 raise TimeoutError
 
     with pytest.raises(TimeoutError):
@@ -168,7 +168,7 @@ def test_schedulers_that_carry_nothing_are_named_with_the_slots(controller, monk
         over = controller.asked["broadcast", ENGINES[1]] > controller.asked["broadcast", ENGINES[0]]
         return time.monotonic() + (2 * PATIENCE if over else 0.0)
 
-    monkeypatch.setattr(proof, "time", SimpleNamespace(monotonic=now))
+    monkeypatch.setattr(proof_module, "time", SimpleNamespace(monotonic=now))
     assert proven(controller) == " and ".join(
         [
             "the direct scheduler has not carried a task to slots [0, 1] and back",
@@ -196,8 +196,8 @@ def test_a_pure_scheduler_is_not_asked(controller):
 
 
 def test_no_engines_need_no_proof(controller):
-    with Wakeup() as wakeup:
-        assert prove(controller.connection, {}, time.monotonic(), wakeup, lambda: None) == ""
+    with Wakeup() as wakeup, contextlib.closing(Proof(controller.connection)) as proof:
+        assert proof.carry({}, time.monotonic(), wakeup, lambda: None) == ""
 
 
 def test_nothing_of_it_stays(controller):

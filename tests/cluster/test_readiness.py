@@ -15,6 +15,8 @@ from waiting import until
 from pytest_ipcluster import BackgroundCluster, ClusterStartError, RepairError
 from pytest_ipcluster.cluster import slots
 from pytest_ipcluster.cluster.processes import find, resume, send_signal
+from pytest_ipcluster.cluster.proof import Proof
+from pytest_ipcluster.cluster.slots import Slots
 
 PATIENCE = 60
 SCHEDULERS = {"mux": "direct", "task": "load-balancing", "broadcast": "broadcast"}
@@ -42,14 +44,14 @@ def frozen(process: psutil.Process) -> Iterator[None]:
 @contextmanager
 def hanging(process: psutil.Process) -> Iterator[None]:
     """Have a process hang during proofs, and these last some seconds, however long the limit for everything is."""
-    real = slots.prove
+    real = Proof.carry
 
-    def prove(connection, engines, _, wakeup, check):
+    def carry(proof, engines, _, wakeup, check):
         with frozen(process):
-            return real(connection, engines, time.monotonic() + 5, wakeup, check)
+            return real(proof, engines, time.monotonic() + 5, wakeup, check)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(slots, "prove", prove)
+        patch.setattr(Proof, "carry", carry)
         yield
 
 
@@ -92,7 +94,7 @@ def test_nothing_is_left_queued(unproven, client):
 
 def test_engines_are_proven_once(cluster, monkeypatch):
     asked = []
-    monkeypatch.setattr(slots, "prove", lambda _, engines, *__: asked.append(engines) or "")
+    monkeypatch.setattr(Proof, "carry", lambda _, engines, *__: asked.append(engines) or "")
     cluster.slots._proven.clear()
     cluster.wait_for_engines(1)
     cluster.wait_for_engines()
@@ -115,12 +117,12 @@ def test_an_engine_that_works_already_is_not_waited_for(new_cluster):
 def test_a_scheduler_that_dies_meanwhile_ends_the_wait(new_cluster, monkeypatch):
     cluster = new_cluster()
 
-    def prove(*args):
+    def carry(*args):
         kill(scheduler(cluster, "broadcast"))
         return real(*args)
 
-    real = slots.prove
-    monkeypatch.setattr(slots, "prove", prove)
+    real = Proof.carry
+    monkeypatch.setattr(Proof, "carry", carry)
     cluster.start(check_after=PATIENCE)
     begun = time.monotonic()
     with pytest.raises(ClusterStartError, match=r"a scheduler of the controller .* ended"):
@@ -143,3 +145,34 @@ def test_a_repair_does_not_wait_for_tasks_that_wait(new_cluster):
         assert [repair.slot for repair in cluster.restore(2)] == [1]
         assert not any(task.ready() for task in tasks)
         client.close(linger=0)
+
+
+def test_the_ways_to_a_replacement_are_opened_before_it_has_registered(new_cluster, monkeypatch):
+    cluster = new_cluster(n=1)
+    cluster.bring_up()
+    happened = []
+
+    class Noted(Proof):
+        def __init__(self, connection):
+            happened.append("opened")
+            super().__init__(connection)
+
+        def carry(self, *args):
+            happened.append("used")
+            return super().carry(*args)
+
+    def wait(keeper, *args, wait=Slots._wait):
+        found = wait(keeper, *args)
+        happened.append("the hub has said so")
+        return found
+
+    monkeypatch.setattr(slots, "Proof", Noted)
+    monkeypatch.setattr(Slots, "_wait", wait)
+    kill(cluster.engines[0].process)
+    cluster.restore(1)
+    assert happened == [
+        "the hub has said so",
+        "opened",
+        "the hub has said so",
+        "used",
+    ]  # first that the old one is gone
