@@ -40,53 +40,53 @@ class Proof:
     """Connections to each scheduler of a controller; ``connection`` is the content of its client connection file.
 
     They take a moment to come up, so whoever waits for engines opens them meanwhile. A load-balancing scheduler of the
-    scheme "pure" is left out: it can't be told whom to give a task. Lives in one thread. ``close()`` may be called
-    twice.
+    scheme "pure" is left out: it can't be told whom to give a task. ``check`` is called at every turn of a wait and
+    raises when waiting has become pointless; ``wakeup`` brings the turns. Lives in one thread. ``close()`` may be
+    called twice.
     """
 
-    def __init__(self, connection: Mapping[str, Any]) -> None:
+    def __init__(self, connection: Mapping[str, Any], wakeup: Wakeup, check: Callable[[], object]) -> None:
+        self._wakeup, self._check = wakeup, check
         self._wire = Wire(connection)
         kinds = [kind for kind in _KINDS if not kind.keeps or connection["task_scheme"] != "pure"]
         self._sockets = {kind: self._wire.connect(kind.channel) for kind in kinds}
 
-    def carry(self, engines: Mapping[int, str], deadline: float, wakeup: Wakeup, check: Callable[[], object]) -> str:
+    def carry(self, engines: Mapping[int, str], deadline: float) -> str:
         """Have a task carried to each of these engines (id to uuid) by each scheduler; return "" when all answered.
 
         At the ``deadline`` on the clock of ``time.monotonic()`` return which scheduler has not carried one to whom.
-        ``check`` is called at every turn and raises when waiting has become pointless; ``wakeup`` brings the turns.
         """
         paths = [_Path(kind, socket, self._wire.session, dict(engines)) for kind, socket in self._sockets.items()]
         for path in paths:
-            wakeup.watch_fd(path.socket.fileno())
+            self._wakeup.watch_fd(path.socket.fileno())
         first = [path for path in paths if not path.kind.keeps]
         last = [path for path in paths if path.kind.keeps]
         try:
-            return _wait(first, deadline, wakeup, check) or _wait(last, deadline, wakeup, check)
+            return self._wait(first, deadline) or self._wait(last, deadline)
         finally:
             for path in paths:
-                wakeup.ignore_fd(path.socket.fileno())
+                self._wakeup.ignore_fd(path.socket.fileno())
 
     def close(self) -> None:
         """Close the connections."""
         self._wire.close()
 
-
-def _wait(paths: list[_Path], deadline: float, wakeup: Wakeup, check: Callable[[], object]) -> str:
-    ask_at = 0.0
-    while True:
-        check()
-        for path in paths:
-            path.hear()
-        if not any(path.waiting for path in paths):
-            return ""
-        now = time.monotonic()
-        if now >= ask_at:
-            ask_at = now + _ASK_AGAIN
+    def _wait(self, paths: list[_Path], deadline: float) -> str:
+        ask_at = 0.0
+        while True:
+            self._check()
             for path in paths:
-                path.ask()
-        if now >= deadline:
-            return " and ".join(path.complaint() for path in paths if path.waiting)
-        wakeup.wait(min(_TURN, ask_at - now, deadline - now))
+                path.hear()
+            if not any(path.waiting for path in paths):
+                return ""
+            now = time.monotonic()
+            if now >= ask_at:
+                ask_at = now + _ASK_AGAIN
+                for path in paths:
+                    path.ask()
+            if now >= deadline:
+                return " and ".join(path.complaint() for path in paths if path.waiting)
+            self._wakeup.wait(min(_TURN, ask_at - now, deadline - now))
 
 
 @dataclass(frozen=True, slots=True)

@@ -104,9 +104,8 @@ class Slots:
         if missing := wanted - self._engines.keys():
             cause = f"the engines in slots {sorted(missing)} registered without the plugin's agent"
             raise watch.error(cause, self._any_log())
-        with closing(Proof(hub.connection)) as proof:
-            error = partial(self._not_carried, watch)
-            self._prove(hub, proof, registered, wanted, deadline, wakeup, watch.check, error)
+        with closing(Proof(hub.connection, wakeup, watch.check)) as proof:
+            self._prove(hub, proof, registered, wanted, deadline, partial(self._not_carried, watch))
 
     def _not_carried(self, watch: StartWatch, complaint: str) -> ClusterStartError:
         controller = self._runtime.roles().controller
@@ -120,8 +119,6 @@ class Slots:
         registered: dict[int, str],
         slots: Collection[int],
         deadline: float,
-        wakeup: Wakeup,
-        check: Callable[[], object],
         error: Callable[[str], ClusterError],
     ) -> None:
         """Prove that tasks reach the engines in these slots; raise ``error`` of who is not reached at the deadline.
@@ -136,7 +133,7 @@ class Slots:
         if unassigned:
             return
         idle = {slot: registered[slot] for slot in new - working}
-        if complaint := proof.carry(idle, deadline, wakeup, check):
+        if complaint := proof.carry(idle, deadline):
             raise error(complaint)
         self._proven |= set(idle.values())
 
@@ -300,9 +297,9 @@ class Slots:
                     if (process := find(start.process.pid)) is not None:
                         wakeup.watch_process(process)
                 complaint = "the new engines did not register"
-                with closing(Proof(hub.connection)) as proof:
+                with closing(Proof(hub.connection, wakeup, crew.check)) as proof:
                     registered = self._wait(hub, lambda ids: ids.keys() >= wanted, deadline, wakeup, crew, complaint)
-                    self._prove(hub, proof, registered, slots, deadline, wakeup, crew.check, RepairError)
+                    self._prove(hub, proof, registered, slots, deadline, RepairError)
             except BaseException:
                 take_back(hub, crew.starts, _SOON)
                 raise

@@ -100,8 +100,8 @@ def controller() -> Iterator[Controller]:
 
 
 def proven(controller: Controller, *, check: Callable[[], object] = lambda: None) -> str:
-    with Wakeup() as wakeup, contextlib.closing(Proof(controller.connection)) as proof:
-        return proof.carry(ENGINES, time.monotonic() + PATIENCE, wakeup, check)
+    with Wakeup() as wakeup, contextlib.closing(Proof(controller.connection, wakeup, check)) as proof:
+        return proof.carry(ENGINES, time.monotonic() + PATIENCE)
 
 
 def test_each_engine_is_sent_one_task_by_each_scheduler(controller):
@@ -196,8 +196,8 @@ def test_a_pure_scheduler_is_not_asked(controller):
 
 
 def test_no_engines_need_no_proof(controller):
-    with Wakeup() as wakeup, contextlib.closing(Proof(controller.connection)) as proof:
-        assert proof.carry({}, time.monotonic(), wakeup, lambda: None) == ""
+    with Wakeup() as wakeup, contextlib.closing(Proof(controller.connection, wakeup, lambda: None)) as proof:
+        assert proof.carry({}, time.monotonic()) == ""
 
 
 def test_nothing_of_it_stays(controller):

@@ -46,9 +46,9 @@ def hanging(process: psutil.Process) -> Iterator[None]:
     """Have a process hang during proofs, and these last some seconds, however long the limit for everything is."""
     real = Proof.carry
 
-    def carry(proof, engines, _, wakeup, check):
+    def carry(proof, engines, _):
         with frozen(process):
-            return real(proof, engines, time.monotonic() + 5, wakeup, check)
+            return real(proof, engines, time.monotonic() + 5)
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(Proof, "carry", carry)
@@ -153,9 +153,9 @@ def test_the_ways_to_a_replacement_are_opened_before_it_has_registered(new_clust
     happened = []
 
     class Noted(Proof):
-        def __init__(self, connection):
+        def __init__(self, *args):
             happened.append("opened")
-            super().__init__(connection)
+            super().__init__(*args)
 
         def carry(self, *args):
             happened.append("used")
