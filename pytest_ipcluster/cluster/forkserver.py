@@ -39,6 +39,7 @@ from pytest_ipcluster.cluster.firstpong import listen_while_registering
 from pytest_ipcluster.cluster.handshakes import shake_hands_before_the_heart_starts
 from pytest_ipcluster.cluster.headstart import make_kernel
 from pytest_ipcluster.cluster.nannies import PreparedNanny, flush_output
+from pytest_ipcluster.cluster.nopause import start_without_the_pause
 
 #: What can be forked.
 ENGINE, CONTROLLER = MODULES = ("ipyparallel.engine", "ipyparallel.controller")
@@ -68,8 +69,14 @@ _IMPORTED = (
 #: What an engine sets before it imports the rest of that.
 _ENGINES_SET = {"PYDEVD_DISABLE_FILE_VALIDATION": "1"}
 
-#: What no engine would have imported; their modules are not to be seen there.
-_OURS_ALONE = (PreparedNanny, listen_while_registering, shake_hands_before_the_heart_starts, make_kernel)
+#: What no engine or controller would have imported; their modules are not to be seen there.
+_OURS_ALONE = (
+    PreparedNanny,
+    listen_while_registering,
+    shake_hands_before_the_heart_starts,
+    make_kernel,
+    start_without_the_pause,
+)
 
 #: Nobody asks for more than this (bytes): an environment and a command line.
 _LONGEST_REQUEST = 4_000_000
@@ -256,6 +263,8 @@ def become(order: dict[str, Any], warmth: Warmth) -> None:
         shake_hands_before_the_heart_starts()
         if hold := order.get("hold"):
             _hold_at(hold)
+    else:
+        start_without_the_pause()
     sys.argv = ["", *order["arguments"]]
     runpy.run_module(order["run"], run_name="__main__", alter_sys=True)
 

@@ -89,6 +89,11 @@ class TestWhatItForks:
     def test_the_controller_runs_too(self, server):
         assert server.fork("--version", run=CONTROLLER).wait(30) == 0
 
+    def test_a_controller_does_without_its_pause(self, server, tmp_path):
+        lines = "import os, time", "from ipyparallel.controller import app", "os._exit(5 if app.time is time else 6)"
+        (tmp_path / "ipcontroller_config.py").write_text("\n".join(lines))
+        assert server.fork(f"--profile-dir={tmp_path}", run=CONTROLLER).wait(30) == 6
+
     @pytest.mark.parametrize("signum", [signal.SIGKILL, signal.SIGSEGV, signal.SIGTERM])
     def test_a_signal_is_told_as_popen_does(self, waiting, signum):
         child = waiting()
