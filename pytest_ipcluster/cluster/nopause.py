@@ -33,4 +33,4 @@ class _Sleepless(ModuleType):
 
 def _sleep(seconds: float) -> None:
     if seconds != PAUSE:
-        time.sleep(seconds)
+        time.sleep(seconds)  # not ours: whoever asks for it has the reason

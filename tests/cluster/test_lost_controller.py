@@ -17,6 +17,8 @@ from pytest_ipcluster.cluster.processes import find
 from pytest_ipcluster.cluster.profile import RunFolder
 from pytest_ipcluster.cluster.runtime import Runtime
 
+# Whoever has no input to wait for sleeps: it does nothing, and ends by itself if nobody ends it.
+SLEEPS = [sys.executable, "-c", "import time; time.sleep(60)"]
 WAITS = [sys.executable, "-c", "import sys; sys.stdin.read()"]
 
 
@@ -30,9 +32,7 @@ def controller() -> Iterator[subprocess.Popen[bytes]]:
 def runtime(controller, tmp_path) -> Iterator[Runtime]:
     """An ipcluster that does nothing, and whose file names the controller."""
     folder = RunFolder()
-    runtime = Runtime(
-        [sys.executable, "-c", "import time; time.sleep(60)"], folder, ClusterFiles(tmp_path, "abc"), os.environ
-    )
+    runtime = Runtime(SLEEPS, folder, ClusterFiles(tmp_path, "abc"), os.environ)
     tmp_path.joinpath("security").mkdir()
     runtime.launch()
     write(runtime, {"controller": {"state": {"pid": controller.pid}}})

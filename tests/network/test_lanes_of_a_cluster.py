@@ -6,7 +6,6 @@ import os
 import subprocess
 import sys
 import threading
-import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -21,8 +20,6 @@ from pytest_ipcluster.cluster.processes import is_alive, marked
 from pytest_ipcluster.network.routes import CHANNELS
 
 SOON = 30.0
-#: Seconds in which the hub beats twenty times.
-BEATS_OF_THE_HUB = 20 * 0.05
 
 
 @pytest.fixture
@@ -47,6 +44,13 @@ def cluster() -> Iterator[BackgroundCluster]:
 
 def open_connections(cluster: BackgroundCluster, slot: int) -> dict[str, int]:
     return {channel: one["open"] for channel, one in cluster.lanes.state(slot).items()}
+
+
+def wait_for_beats_of_the_hub(cluster: BackgroundCluster, times: int) -> None:
+    """Wait until the engine in slot 0 has answered so many of them."""
+    for _ in range(times):
+        before = cluster.lanes.state(0)["hb_pong"]["up"]["passed"]
+        until(lambda before=before: cluster.lanes.state(0)["hb_pong"]["up"]["passed"] > before)
 
 
 ONE_EACH = dict.fromkeys(CHANNELS, 1)
@@ -132,7 +136,7 @@ class TestEnginesThatComeLater:
             repair = pool.submit(cluster.restore)
             assert cleared.wait(SOON)
             until(lambda: cluster.lanes.state(1)["task"]["open"] == 1)
-            time.sleep(BEATS_OF_THE_HUB)  # any of these would have announced an engine whose heart beats
+            wait_for_beats_of_the_hub(cluster, 20)  # any of these would have announced an engine whose heart beats
             announced = client.ids
             cluster.lanes.heal(1)
             repair.result(SOON)
