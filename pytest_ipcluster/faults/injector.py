@@ -22,6 +22,8 @@ from pytest_ipcluster.faults.targets import Target, members_of, targets
 from pytest_ipcluster.hearts.crash import CRASH, WAYS, order_file
 
 if TYPE_CHECKING:
+    import psutil
+
     from pytest_ipcluster.cluster.background import BackgroundCluster
     from pytest_ipcluster.cluster.engines import Engine
     from pytest_ipcluster.faults.kinds import Victim
@@ -32,6 +34,9 @@ __all__ = ["FaultInjector"]
 
 #: Seconds for an engine that was told to die; one that is busy would only go after its task.
 _GRACE = 1.0
+
+#: How often a process that does not obey is told again, and after how many seconds each time.
+_TIMES, _AGAIN = 20, 0.05
 
 #: Seconds for the heart of an engine that replaces a killed one.
 _FIRST_BEAT = 30.0
@@ -115,7 +120,7 @@ class FaultInjector(NetworkFaults):
         ``how`` is ``"exit"`` (with a code, without any cleaning up), ``"segfault"``, ``"abort"``, or ``"oom"``: it
         fills its memory up to a limit that it sets itself, and ends by SIGKILL, as the kernel's out-of-memory killer
         would end it. It happens when Python code runs in the engine's main thread; a task that keeps the interpreter to
-        itself puts it off.
+        itself puts it off. This returns when they are dead, or after a second.
         """
         if how not in WAYS:
             raise ValueError(f"how={how!r}: expected one of {', '.join(map(repr, WAYS))}")
@@ -126,7 +131,9 @@ class FaultInjector(NetworkFaults):
         sees = EXITED if signum is None else KILLED
 
         kind = Kind("crash", sees, partial(self._order, how, CRASH), self._replace, signum, deadly=True)
-        return self._hit(kind, slot, "engine")
+        fault = self._hit(kind, slot, "engine")
+        _insist({engine.process for engine in fault.engines}, CRASH)
+        return fault
 
     def kill_controller(self) -> Fault:
         """Kill the hub, the coordinator; ipcluster then ends the engines. The next test has a new cluster."""
@@ -285,6 +292,14 @@ class FaultInjector(NetworkFaults):
         for process in wait_gone(doomed, _GRACE):
             send_signal(process, KILL)
         wait_gone(doomed, _GRACE)
+
+
+def _insist(processes: set[psutil.Process], signum: int) -> None:
+    """Send a signal again while they live: Python does not hear one that comes just before it begins to wait."""
+    for _ in range(_TIMES):
+        processes = wait_gone(processes, _AGAIN)
+        for process in processes:
+            send_signal(process, signum)
 
 
 def _sender(signum: int) -> Callable[[Victim], object]:

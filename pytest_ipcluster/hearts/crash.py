@@ -2,7 +2,8 @@
 
 The order is a file in the folder of the cards, ``<ident>.crash``, that holds one of the words of :data:`WAYS`; then
 comes the signal :data:`CRASH`. Python runs the handler in the main thread as soon as that executes Python code, or
-waits in a call that a signal interrupts. A task that keeps the interpreter to itself in C is not interrupted.
+waits in a call that a signal interrupts. A task that keeps the interpreter to itself in C is not interrupted. A signal
+that comes when the thread is just about to wait does not wake it, so whoever sends one has to send it again.
 
 This runs on engines, so it needs nothing but the standard library.
 """
@@ -38,12 +39,13 @@ def obey(file: Path) -> None:
 
 
 class _Obedience:
-    """The signal's handler."""
+    """The signal's handler, for the first of them that is heard."""
 
     def __init__(self, file: Path) -> None:
         self._file = file
 
-    def __call__(self, *_: object) -> None:
+    def __call__(self, signum: int, _: object) -> None:
+        signal.signal(signum, signal.SIG_IGN)  # it may take a while to die
         WAYS[self._file.read_text()]()
 
 

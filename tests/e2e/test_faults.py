@@ -60,6 +60,23 @@ def test_an_engine_crashes_in_the_middle_of_its_task(ipcluster_client, heart_fai
         task.get(SOON)
 
 
+def sleep_through_the_first_order(begun: str) -> None:
+    """On an engine: do what a signal does that comes just before a sleep, which is not to wake it."""
+    number = signal.SIGRTMIN + 7
+    obey = signal.getsignal(number)
+    signal.signal(number, lambda *_: signal.signal(number, obey))
+    open(begun, "x").close()
+    time.sleep(600)
+
+
+def test_an_order_that_came_just_before_a_sleep_is_given_once_more(ipcluster_client, heart_failure, tmp_path):
+    begun = tmp_path / "begun"
+    ipcluster_client[0].apply_async(sleep_through_the_first_order, str(begun))
+    until(begun.exists)
+    with heart_failure.expect(slot=0, cause="killed", within=SOON):
+        heart_failure.crash(0, "segfault")
+
+
 def test_a_crash_in_another_way_is_refused(heart_failure):
     with pytest.raises(ValueError, match="how='boredom': expected one of 'exit', 'segfault', 'abort', 'oom'"):
         heart_failure.crash(0, "boredom")

@@ -37,7 +37,7 @@ __all__ = ["CLUSTER", "FROM_OUTSIDE", "FROM_WITHIN", "OTHER_PLUGINS", "WAYS", "E
 
 #: A test that tells that it runs, and goes on when it is told to.
 HERE = "tell('here'); wait()"
-STAYS = "tell('here'); time.sleep(60)"  # bounded; whoever started the run ends it earlier
+STAYS = "tell('here'); stay()"
 
 HEAD = "import ctypes, os, signal, sys, time, pytest\nfrom moments import *\n"
 

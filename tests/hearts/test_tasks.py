@@ -13,7 +13,7 @@ from types import SimpleNamespace
 import pytest
 
 from pytest_ipcluster.cluster.engines import Engine
-from pytest_ipcluster.hearts.crash import CRASH, EXIT_CODE, WAYS, order_file
+from pytest_ipcluster.hearts.crash import CRASH, EXIT_CODE, WAYS, obey, order_file
 from pytest_ipcluster.hearts.farewell import farewell_file, say_farewell
 from pytest_ipcluster.hearts.tasks import task_file, tell_tasks
 
@@ -93,12 +93,34 @@ def test_an_engine_that_is_asked_to_shut_down_says_so_first(tmp_path):
 
 
 DOOMED = """
-import pathlib, sys, threading
+import pathlib, sys, time
 from pytest_ipcluster.hearts.crash import obey
 obey(pathlib.Path(sys.argv[1]))
 print("ready", flush=True)
-threading.Event().wait(60)
+for _ in range(6000):
+    time.sleep(0.01)  # in pieces: a signal that comes just before it does not wake it
 """
+
+
+@pytest.mark.skipif(CRASH is None, reason="this system has no real-time signals")
+def test_an_order_is_obeyed_once(tmp_path, monkeypatch):
+    obeyed = []
+
+    def die_slowly():
+        obeyed.append("oom")
+        os.kill(os.getpid(), CRASH)
+
+    monkeypatch.setitem(WAYS, "oom", die_slowly)
+    file = order_file(tmp_path, "ident")
+    file.write_text("oom")
+    before = signal.getsignal(CRASH)
+    try:
+        obey(file)
+        os.kill(os.getpid(), CRASH)
+    finally:
+        signal.signal(CRASH, before)
+    assert obeyed == ["oom"]
+
 
 CODES = {"exit": EXIT_CODE, "segfault": -signal.SIGSEGV, "abort": -signal.SIGABRT, "oom": -signal.SIGKILL}
 

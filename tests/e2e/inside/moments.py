@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import time
 
 
 def tell(word, **facts):
@@ -14,9 +15,25 @@ def tell(word, **facts):
 
 def wait():
     """Wait until the outer run lets one of those who wait go on."""
-    go = os.open(os.environ["RUN_GO"], os.O_RDONLY)
-    os.read(go, 1)  # one byte: the others' turns stay in the pipe
+    go = os.open(os.environ["RUN_GO"], os.O_RDONLY | os.O_NONBLOCK)
+    while not _is_told(go):
+        time.sleep(0.01)  # in pieces: a signal that comes just before it does not wake it
     os.close(go)
+
+
+def _is_told(go):
+    """Take one byte, for the others' turns stay in the pipe; tell whether there was one, or nobody can write any."""
+    try:
+        os.read(go, 1)
+    except BlockingIOError:
+        return False
+    return True
+
+
+def stay():
+    """Wait for somebody to end this process, or for a minute."""
+    for _ in range(6000):
+        time.sleep(0.01)  # as above
 
 
 def spin():
