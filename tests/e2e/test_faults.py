@@ -18,6 +18,7 @@ from waiting import SOON, until
 from pytest_ipcluster import EngineLost
 from pytest_ipcluster.cluster.processes import is_alive, is_paused, wait_gone
 from pytest_ipcluster.errors import FaultError
+from pytest_ipcluster.hearts.crash import CRASH
 
 #: What each way to crash looks like from outside: the cause, the signal and the exit code.
 ENDS = {
@@ -62,11 +63,10 @@ def test_an_engine_crashes_in_the_middle_of_its_task(ipcluster_client, heart_fai
 
 def sleep_through_the_first_order(begun: str) -> None:
     """On an engine: do what a signal does that comes just before a sleep, which is not to wake it."""
-    number = signal.SIGRTMIN + 7
-    obey = signal.getsignal(number)
-    signal.signal(number, lambda *_: signal.signal(number, obey))
+    obey = signal.getsignal(CRASH)
+    signal.signal(CRASH, lambda *_: signal.signal(CRASH, obey))
     open(begun, "x").close()
-    time.sleep(600)
+    time.sleep(600)  # the task whose sleep is to be cut short by the order
 
 
 def test_an_order_that_came_just_before_a_sleep_is_given_once_more(ipcluster_client, heart_failure, tmp_path):

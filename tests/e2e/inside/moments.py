@@ -33,7 +33,7 @@ def _is_told(go):
 def stay():
     """Wait for somebody to end this process, or for a minute."""
     for _ in range(6000):
-        time.sleep(0.01)  # as above
+        time.sleep(0.01)  # in pieces, as above: nothing comes but signals
 
 
 def spin():
