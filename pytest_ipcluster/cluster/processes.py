@@ -55,9 +55,12 @@ def find(pid: int) -> psutil.Process | None:
 
 
 def is_alive(process: psutil.Process) -> bool:
-    """Tell whether the very same process still runs; one that is dead but not yet reaped does not."""
+    """Tell whether the very same process still runs; one that is dead but not yet reaped does not.
+
+    Linux calls it "dead" instead of a zombie for the moment in which its parent reaps it.
+    """
     try:
-        return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
+        return process.is_running() and process.status() not in (psutil.STATUS_ZOMBIE, psutil.STATUS_DEAD)
     except psutil.NoSuchProcess:
         return False
 

@@ -63,6 +63,14 @@ def test_a_zombie_is_not_alive(start):
     assert not processes.is_alive(process)
 
 
+@pytest.mark.parametrize("is_alive", [processes.is_alive, warden._lives])
+def test_a_process_that_its_parent_is_just_reaping_is_not_alive(start, monkeypatch, is_alive):
+    process = start()
+    assert is_alive(process)
+    monkeypatch.setattr(process, "status", lambda: psutil.STATUS_DEAD)  # for microseconds, so not to be had on purpose
+    assert not is_alive(process)
+
+
 def test_a_stopped_process_is_alive_and_paused(start):
     process = start()
     processes.send_signal(process, signal.SIGSTOP)

@@ -8,7 +8,8 @@ import pytest
 
 COMMON = """
 import os, socket, subprocess, sys, threading, time
-import psutil, pytest, zmq
+import pytest, zmq
+from pytest_ipcluster.cluster.processes import find, is_alive
 
 SLEEP = [sys.executable, "-c", "import time; time.sleep(600)"]
 
@@ -17,7 +18,8 @@ def leave(command):
     return subprocess.Popen(command).pid
 
 def is_there(pid):
-    return psutil.pid_exists(pid) and psutil.Process(pid).status() != psutil.STATUS_ZOMBIE
+    process = find(pid)
+    return process is not None and is_alive(process)
 
 PIDS = {}
 """

@@ -11,10 +11,10 @@ import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-import psutil
 import pytest
 from waiting import SOON, until
 
+from pytest_ipcluster.cluster.processes import find, is_alive
 from pytest_ipcluster.hearts.heart import Heart
 from pytest_ipcluster.hearts.keys import MonitorKeys
 from pytest_ipcluster.hearts.thread import MonitorThread
@@ -43,10 +43,8 @@ class Watch:
         process = self.processes.get(heart)
         if process is None:
             return None
-        try:
-            return psutil.Process(process.pid).status() == psutil.STATUS_ZOMBIE
-        except psutil.NoSuchProcess:
-            return True
+        found = find(process.pid)
+        return found is None or not is_alive(found)
 
     def stop_beating(self) -> None:
         """Beat once more, and then not again in the lifetime of this test."""
