@@ -130,7 +130,7 @@ def check(fortress: Fortress, death: tuple[float, float], told: str, connections
     assert [event.heart for event in events if event.kind == "returned"] == []
     assert {event.heart for event in events} <= {A, B, C, None}
     assert fortress.monitor.monitor.hearts == {B, C}
-    assert len(events) < 150
+    assert sum(event.kind != "stalled" for event in events) < 150  # a full machine may stall us at each beat
     assert len(told) < 1000, told
     assert fortress.growth() <= 10 * MEGABYTE + connections * CONNECTION
 

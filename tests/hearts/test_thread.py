@@ -325,14 +325,15 @@ def test_killed_process_is_failed_once_within_one_more_beat_than_misses(
     beats = record_beats(thread)
     wait_for_answer(thread, A)
     mark = len(thread.events)
+    before = time.monotonic()
     engine.kill()
     engine.wait()
-    dead = time.monotonic()
+    died = time.monotonic()  # by then the verdict may be there
     wait_for(thread.events, "failed", A, since=mark)
     thread.stop()
-    judged = [beat for now, beat in beats if now > dead and not beat.stalled]
-    (verdict,) = [index for index, beat in enumerate(judged) if beat.failed]
-    assert verdict <= thread.monitor.misses
+    judged = [(now, beat) for now, beat in beats if now > before]
+    (verdict,) = [index for index, (_, beat) in enumerate(judged) if beat.failed]
+    assert sum(now > died and not beat.stalled for now, beat in judged[: verdict + 1]) <= thread.monitor.misses + 1
     assert failed == [A]
     told = kinds(thread.events, A, mark)
     assert told[-1] == "failed"
@@ -411,7 +412,7 @@ def test_flood_of_strangers_hides_no_death(start_monitor: Start, start_engine: S
 
 
 def test_message_that_is_too_long_never_arrives(start_monitor: Start, start_heart: StartHeart) -> None:
-    thread = start_monitor()
+    thread = start_monitor(allowed=[A])
     with zmq.Context() as context, context.socket(zmq.DEALER) as voice:
         voice.linger = 0
         events = voice.get_monitor_socket(zmq.EVENT_DISCONNECTED)
@@ -422,7 +423,7 @@ def test_message_that_is_too_long_never_arrives(start_monitor: Start, start_hear
         events.close(linger=0)
     start_heart(thread, A)
     thread.wait_for_heart(A)
-    assert thread.call(lambda: thread.monitor.bad_messages + thread.monitor.ledger.tally[Pong.STALE]) == 0
+    assert thread.call(lambda: thread.monitor.bad_messages + thread.monitor.ledger.tally[Pong.STRANGER]) == 0
 
 
 def test_hearts_that_are_not_accepted_are_not_watched(start_monitor: Start, start_heart: StartHeart) -> None:
@@ -482,7 +483,7 @@ def test_muted_heart_is_failed_though_its_process_lives_and_returns(
     thread.call(thread.monitor.mute, A)
     wait_for(thread.events, "failed", A, since=mark)
     assert kinds(thread.events, A, mark) == ["muted", "missed", "missed", "missed", "failed"]
-    assert thread.monitor.ledger.tally[Pong.MUTED] > 0
+    until(lambda: thread.monitor.ledger.tally[Pong.MUTED])
     assert engines[A].poll() is None
     mark = len(thread.events)
     thread.call(thread.monitor.unmute, A)

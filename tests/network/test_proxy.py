@@ -373,10 +373,11 @@ class TestCut:
         near.sendall(noise(1_000_000))
         witness.round_trip()
         assert receive(far, 2_000_000) == noise(1_000_000)
+        thread.join(SOON)
+        assert not thread.is_alive()
         far.close()
         with pytest.raises(ConnectionResetError):
             receive(near, 10_000_000)
-        thread.join(SOON)
 
     def test_it_happens_once(self, network):
         near, _ = network.connect()
