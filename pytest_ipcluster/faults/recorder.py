@@ -7,7 +7,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from pytest_ipcluster.cluster.processes import is_alive
+from pytest_ipcluster.cluster.processes import is_alive, is_doomed, wait_gone
 from pytest_ipcluster.faults.kinds import EXITED, KILLED, LEFT, LOST, MISSED, Fault, HeartFailure
 from pytest_ipcluster.report.events import Event, describe
 
@@ -27,8 +27,7 @@ __all__ = ["Recorder"]
 #: anyway.
 _HANDLERS = 30.0
 
-
-#: Seconds for those who reap an engine to tell how it ended.
+#: Seconds for an engine that is dying to end, and then for those who reap it to tell how it ended.
 _TELLING = 1.0
 
 
@@ -95,8 +94,11 @@ class Recorder:
             misses=verdict.misses,
         )
         failure = _with_end(failure, *self._cause(engine, fault, 0.0))
+        known = failure.signal is not None or failure.exit_code is not None
+        if failure.cause == MISSED and engine is not None:
+            known = not _is_dying(engine, fault)
         with self._lock:
-            if failure.cause != MISSED and failure.signal is None and failure.exit_code is None:
+            if not known:
                 self._unsure.append(len(self._failures))
             self._failures.append(failure)
         self._log.add("verdict", heart=heart, slot=failure.slot, detail=_told(failure))
@@ -120,7 +122,7 @@ class Recorder:
         """
         if engine is None:
             return EXITED, None
-        if is_alive(engine.process):
+        if is_alive(engine.process) and (not _is_dying(engine, fault) or wait_gone([engine.process], patience)):
             return MISSED, None
         code = self._how_ended(engine.process, patience)
         deadly = fault is not None and fault.how.deadly
@@ -166,6 +168,11 @@ class Recorder:
 
     def _find(self, fits: Callable[[HeartFailure], bool], heart: bytes | None) -> HeartFailure | None:
         return next((failure for failure in self.failures if failure.heart == heart and fits(failure)), None)
+
+
+def _is_dying(engine: Engine, fault: Fault | None) -> bool:
+    """Tell whether an engine that still lives is on its way out, which takes many beats on a full machine."""
+    return (fault is not None and fault.how.deadly) or is_doomed(engine.process)
 
 
 def _with_end(failure: HeartFailure, cause: str, code: int | None) -> HeartFailure:

@@ -196,7 +196,8 @@ class Deadman:
 
     def _expire(self) -> None:
         """When the time limit is almost up, end whatever waits, and say how things stand."""
-        if self._limit is None or time.monotonic() < self._limit[0] or not self._limit[1]():
+        limit = self._limit  # which the main thread may take away meanwhile
+        if limit is None or time.monotonic() < limit[0] or not limit[1]():
             return
         for guarded, lookout in self._guarded:
             if not (calls := guarded.heeded()):
