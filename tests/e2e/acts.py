@@ -88,7 +88,7 @@ def kill_in_the_stop(run: Run) -> None:
 def in_the_stop(run: Run) -> None:
     """Wait until the run is in the middle of its cluster's stop: the engines are gone, and ipcluster may be."""
     run.hear("in the stop")
-    assert not any(map(is_alive, run.engines))
+    run.until(lambda: not any(map(is_alive, run.engines)), "the engines had ended")
     assert run.cluster(), "all was stopped"
 
 

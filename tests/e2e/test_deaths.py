@@ -159,11 +159,12 @@ def test_what_a_test_does_not_ask_for_may_not(run):
     result = run(
         HELP
         + """
-def test_exit(ipcluster_client, raises_remote):
+def test_exit(ipcluster, ipcluster_client, raises_remote):
     from ipyparallel.error import EngineError
     from pytest_ipcluster import EngineLost
     with raises_remote((EngineError, EngineLost)):  # whoever is first to tell
         ipcluster_client[0].apply_async(os._exit, 3).get(30)
+    wait_gone([ipcluster.engines[0].process], 30)  # its nanny knows when its pipe is closed, a moment earlier
 def test_another_than_was_asked_for(ipcluster, ipcluster_client, heart_failure):
     heart_failure.kill(0)
     end(ipcluster, "engine", slot=1)

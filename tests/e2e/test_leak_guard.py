@@ -76,7 +76,7 @@ def test_after_the_kill(ipcluster_view):
     ipcluster_view.apply_sync(os.getpid)
 
 def test_process_that_ends(ipcluster_client):
-    ipcluster_client[0].apply_sync(leave, [sys.executable, "-c", ""])
+    ipcluster_client[0].apply_sync(leave, ["true"])
 
 @pytest.mark.ipcluster(n=3)
 def test_grows(ipcluster_view):

@@ -106,7 +106,7 @@ def slow():
     yield
     wait()
 
-@pytest.mark.timeout(0.3, method="{}")
+@pytest.mark.timeout(2, method="{}")
 def test_it(slow): pass
 """
 
