@@ -131,9 +131,9 @@ def test_what_was_started_may_end_by_itself_within_the_grace(tmp_path):
     guard = Guard(grace=SOON)
     farewell = tmp_path / "farewell"
     code = (
-        "import signal, sys, pathlib; "
+        "import signal, sys, pathlib, time; "
         f"signal.signal(15, lambda *_: sys.exit(pathlib.Path({str(farewell)!r}).touch())); "
-        "print(1, flush=True); signal.pause()"
+        "print(1, flush=True); any(time.sleep(0.01) for _ in iter(int, 1))"  # one long wait could miss the signal
     )
     spawn(guard, code)
     until(lambda: said(guard))
