@@ -93,10 +93,9 @@ class Recorder:
             verdict_at=verdict.verdict_at,
             misses=verdict.misses,
         )
+        dying = engine is not None and _is_dying(engine, fault)  # before the cause: it may end just now
         failure = _with_end(failure, *self._cause(engine, fault, 0.0))
-        known = failure.signal is not None or failure.exit_code is not None
-        if failure.cause == MISSED and engine is not None:
-            known = not _is_dying(engine, fault)
+        known = failure.signal is not None or failure.exit_code is not None or (failure.cause == MISSED and not dying)
         with self._lock:
             if not known:
                 self._unsure.append(len(self._failures))
@@ -122,7 +121,8 @@ class Recorder:
         """
         if engine is None:
             return EXITED, None
-        if is_alive(engine.process) and (not _is_dying(engine, fault) or wait_gone([engine.process], patience)):
+        dying = _is_dying(engine, fault)  # before the look whether it lives: it may end just now
+        if is_alive(engine.process) and (not dying or wait_gone([engine.process], patience)):
             return MISSED, None
         code = self._how_ended(engine.process, patience)
         deadly = fault is not None and fault.how.deadly
