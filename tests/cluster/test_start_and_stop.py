@@ -59,7 +59,7 @@ def test_start_takes_the_number_of_engines(new_cluster):
 def test_a_stopped_cluster_is_gone_with_its_folder(started):
     cluster = started()
     folder = cluster.folder.path
-    cluster.stop()
+    cluster.stop(kill_after=60)  # on a full machine too it ends by itself
     assert left_of(cluster) == []
     assert not folder.exists()
     assert cluster.returncode == 0
@@ -189,13 +189,14 @@ def test_the_home_folder_is_not_touched(new_cluster, monkeypatch, tmp_path):
 
 
 @pytest.mark.parametrize("launcher", ["", "forkserver"])
-def test_a_named_profile_is_used_and_left_as_it_was(new_cluster, monkeypatch, tmp_path, launcher):
+def test_a_named_profile_is_used_and_left_as_it_was(new_cluster, given_ports, monkeypatch, tmp_path, launcher):
     profile = tmp_path / "profile_lab"
     profile.mkdir()
     (profile / "ipcontroller_config.py").write_text("c = get_config()\nc.HeartMonitor.period = 100\n")
     (profile / "ipengine_config.py").write_text("c = get_config()\nc.IPKernelApp.exec_lines = ['lab = 42']\n")
     monkeypatch.setenv("IPYTHONDIR", str(tmp_path))
-    with new_cluster(private=False, profile="lab", n=1, launcher=launcher) as cluster:
+    lab = new_cluster(private=False, profile="lab", n=1, launcher=launcher, extra_args=given_ports)
+    with lab as cluster:
         assert "--profile=lab" in cluster.command
         cluster.restore(2)
         assert len(cluster.heads) == (2 if launcher and sys.platform == "linux" else 1)
@@ -206,10 +207,10 @@ def test_a_named_profile_is_used_and_left_as_it_was(new_cluster, monkeypatch, tm
     assert [path.name for path in profile.rglob("*") if identifier in path.name] == []
 
 
-def test_a_cluster_id_of_the_user_is_obeyed(new_cluster, monkeypatch, tmp_path):
+def test_a_cluster_id_of_the_user_is_obeyed(new_cluster, given_ports, monkeypatch, tmp_path):
     (tmp_path / "profile_lab").mkdir()
     monkeypatch.setenv("IPYTHONDIR", str(tmp_path))
-    cluster = new_cluster(private=False, profile="lab", extra_args=["--cluster-id=mine"])
+    cluster = new_cluster(private=False, profile="lab", extra_args=["--cluster-id=mine", *given_ports])
     cluster.start(check_after=60)
     assert cluster.cluster_id == "mine"
     assert Path(cluster.connection_file).name == "ipcontroller-mine-client.json"

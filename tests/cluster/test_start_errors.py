@@ -11,7 +11,7 @@ import pytest
 from clusters import left_of
 
 from pytest_ipcluster import BackgroundCluster, ClusterStartError
-from pytest_ipcluster.cluster.ports import HeldPorts
+from pytest_ipcluster.cluster import slots
 from pytest_ipcluster.cluster.processes import send_signal
 
 # Long enough that no test passes because its time ran out; the limit of the issue is 3 s after the cause.
@@ -48,14 +48,6 @@ def taken_port():
         taken.bind(("127.0.0.1", 0))
         taken.listen()
         yield taken.getsockname()[1]
-
-
-@pytest.fixture
-def held_ports():
-    """So many as a controller takes, which nobody else is given meanwhile."""
-    held = HeldPorts()
-    yield list(held.numbers)
-    held.release()
 
 
 def ports(free: list[int], *, taken: int, position: int) -> str:
@@ -178,12 +170,13 @@ def test_engines_that_cannot_load_the_agent(fails):
         ("ipengine_config.py", "engine"),
     ],
 )
-def test_a_configuration_file_that_cannot_be_executed(fails, monkeypatch, tmp_path, file, cause):
+def test_a_configuration_file_that_cannot_be_executed(fails, given_ports, monkeypatch, tmp_path, file, cause):
     profile = tmp_path / "profile_lab"
     profile.mkdir()
     (profile / file).write_text("c = get_config()\nc.no.such = no_such_name\n")
     monkeypatch.setenv("IPYTHONDIR", str(tmp_path))
-    error = fails(private=False, profile="lab")
+    arguments = [] if file == "ipcluster_config.py" else given_ports  # with that one nothing is started
+    error = fails(private=False, profile="lab", extra_args=arguments)
     assert cause in error.cause
     assert "name 'no_such_name' is not defined" in error.cause
     assert "NameError" in error.log
@@ -198,7 +191,8 @@ def test_a_port_that_is_taken(fails, taken_port, held_ports, position):
     assert "let the system choose the ports" in error.advice
 
 
-def test_engines_that_do_not_come_in_time(new_cluster):
+def test_engines_that_do_not_come_in_time(new_cluster, monkeypatch):
+    monkeypatch.setattr(slots, "_ANSWER", PATIENCE)
     cluster = new_cluster(n=1)
     come_up(cluster)
     with pytest.raises(ClusterStartError, match=r"1 of 2 engines were registered [\d.]+ s after the start: \[0\]"):

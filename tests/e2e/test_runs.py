@@ -194,7 +194,7 @@ def test_environment_and_ini_reach_the_cluster(run, pytester, monkeypatch):
     result.assert_outcomes(passed=1)
 
 
-def test_the_users_profile_is_used_when_it_is_named(run, pytester, monkeypatch):
+def test_the_users_profile_is_used_when_it_is_named(run, pytester, given_ports, monkeypatch):
     profile = pytester.path / "ipython" / "profile_lab"
     profile.mkdir(parents=True)
     (profile / "ipcontroller_config.py").write_text("c = get_config()\nc.HeartMonitor.period = 100\n")
@@ -209,6 +209,7 @@ def test_the_users_profile_is_used_when_it_is_named(run, pytester, monkeypatch):
             assert ipcluster_client.ids == [0, 1]
         """,
         "--ipcluster-profile=lab",
+        f"--ipcluster-args={' '.join(given_ports)}",
     )
     result.assert_outcomes(passed=2)
     assert sorted(path.name for path in profile.iterdir() if path.is_file()) == [
