@@ -86,7 +86,7 @@ class DeathWatch:
             self._roll.strike([member for member in self._roll.members if member.role not in _LASTING])
 
     def look(self) -> None:
-        """Note who has died since the last look. Costs less than a millisecond when nobody has."""
+        """Note who has died since the last look. Costs about a millisecond when nobody has."""
         roll = self._current_roll()
         missing = [] if roll is None else roll.missing()
         if roll is None or not missing:

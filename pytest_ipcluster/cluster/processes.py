@@ -112,14 +112,15 @@ def _state_by_psutil(process: psutil.Process) -> str:
 def is_doomed(process: psutil.Process) -> bool:
     """Tell whether the process has been killed but has not come to its end, as far as this system says.
 
-    The last act of a test can be a kill, and a big process takes a while to go.
+    The last act of a test can be a kill, and a big process takes a while to go, on a full machine seconds.
     """
     try:
-        lines = Path(f"/proc/{process.pid}/status").read_text().splitlines()
+        with open(f"/proc/{process.pid}/status", "rb", buffering=0) as file:
+            text = file.read()
     except OSError:
         return False
-    pending = [int(line.split()[1], 16) for line in lines if line.startswith(("SigPnd:", "ShdPnd:"))]
-    return any(mask >> (KILL - 1) & 1 for mask in pending)
+    pending = (text.partition(name)[2].partition(b"\n")[0] for name in (b"SigPnd:", b"ShdPnd:"))
+    return any(int(mask, 16) >> (KILL - 1) & 1 for mask in pending)
 
 
 def send_signal(process: psutil.Process, signum: int) -> bool:

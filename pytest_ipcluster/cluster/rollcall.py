@@ -22,7 +22,7 @@ import psutil
 from pytest_ipcluster.cluster.engines import Engine
 from pytest_ipcluster.cluster.files import read_json
 from pytest_ipcluster.cluster.forked import FORKSERVER_LOG
-from pytest_ipcluster.cluster.processes import find, is_alive
+from pytest_ipcluster.cluster.processes import find, is_alive, is_doomed, wait_gone
 from pytest_ipcluster.cluster.runtime import PROXY_LOG, Runtime
 from pytest_ipcluster.cluster.slots import Slots
 
@@ -33,6 +33,9 @@ PROXY = "lanes' proxy"
 
 #: The role of a child of the controller whose ports tell nothing.
 UNKNOWN_CHILD = "a process of the controller"
+
+#: Seconds for one that has been killed to come to its end.
+_GOING = 10.0
 
 #: The state of a listening socket in /proc/net/tcp.
 _LISTENING = b"0A"
@@ -72,8 +75,13 @@ class RollCall:
         return tuple(self._members.values())
 
     def missing(self) -> list[Member]:
-        """Return the members that have ended, in the order in which they were entered."""
-        return [member for member in self.members if not is_alive(member.process)]
+        """Return the members that have ended, in the order in which they were entered.
+
+        Who has been killed and is still going is waited for: its end belongs to whoever asks now, not to the next.
+        """
+        members = self.members
+        wait_gone([member.process for member in members if is_doomed(member.process)], _GOING)
+        return [member for member in members if not is_alive(member.process)]
 
     def strike(self, members: Iterable[Member]) -> None:
         """Take these off the roll: their end is known, or of no interest."""

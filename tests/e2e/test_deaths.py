@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import re
+import subprocess
+import sys
 
 import pytest
 
@@ -150,9 +152,43 @@ def test_who_is_killed_by_a_tests_last_act_has_died_in_that_test(run):
         + """
 def test_last(ipcluster): os.kill(ipcluster.engines[0].pid, signal.SIGKILL)
 def test_after(ipcluster_client): works(ipcluster_client)
-"""
+""",
+        "--ipcluster-n=1",
     )
-    result.stdout.fnmatch_lines(["*the engine in slot 0 (pid *) died *test_it.py::test_last*: killed by SIGKILL"])
+    result.assert_outcomes(passed=1, failed=1)
+    result.stdout.fnmatch_lines(["*the engine in slot 0 (pid *) died during test_it.py::test_last: killed by SIGKILL"])
+
+
+#: Runs for half a minute at most, and leaves one processor to nobody who must wait for his turn.
+BURNER = """
+import os, time
+os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})
+end = time.monotonic() + 30
+while time.monotonic() < end:
+    pass
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="only on Linux a process can be starved for certain")
+def test_who_is_long_in_dying_has_died_in_the_test_that_killed_it(run):
+    """On a full machine it takes seconds, in which the next test would begin."""
+    with subprocess.Popen([sys.executable, "-c", BURNER]) as burner:
+        result = run(
+            HELP
+            + """
+def test_last(ipcluster):
+    pid = ipcluster.engines[0].pid
+    for thread in map(int, os.listdir(f"/proc/{pid}/task")):
+        os.sched_setaffinity(thread, {min(os.sched_getaffinity(0))})
+        os.sched_setscheduler(thread, os.SCHED_IDLE, os.sched_param(0))
+    os.kill(pid, signal.SIGKILL)
+def test_after(ipcluster_client): works(ipcluster_client)
+""",
+            "--ipcluster-n=1",
+        )
+        burner.kill()
+    result.assert_outcomes(passed=1, failed=1)
+    result.stdout.fnmatch_lines(["*the engine in slot 0 (pid *) died during test_it.py::test_last: killed by SIGKILL"])
 
 
 def test_what_a_test_does_not_ask_for_may_not(run):
