@@ -19,6 +19,10 @@ __all__ = ["Heart"]
 #: a long backlog; the kernel's usual buffers hold thousands of pings, whatever zmq's own limit says.
 _UNANSWERED_PINGS, _UNANSWERED_BYTES = 10, 4096
 
+#: Milliseconds for one try to connect. The kernel waits twice as long before each further one, so that a monitor whose
+#: door strangers block, or a network that is back, would be found after a minute; a new try begins anew.
+_CONNECTING = 2000
+
 #: libzmq's own limit for a routing id.
 _LONGEST_ID = 255
 
@@ -49,6 +53,7 @@ class Heart:
         self._device = self.device = _HeartDevice(zmq.FORWARDER, in_type, out_type)
         self._device.connect_in(in_addr)
         self._device.setsockopt_in(zmq.LINGER, 0)
+        self._device.setsockopt_in(zmq.CONNECT_TIMEOUT, _CONNECTING)
         self._device.setsockopt_in(zmq.RCVHWM, _UNANSWERED_PINGS)
         self._device.setsockopt_in(zmq.RCVBUF, _UNANSWERED_BYTES)
         if in_type == zmq.SUB:
@@ -58,6 +63,7 @@ class Heart:
             keys.apply(self._device.setsockopt_in)
             keys.apply(self._device.setsockopt_out)
         self._device.setsockopt_out(zmq.LINGER, 0)
+        self._device.setsockopt_out(zmq.CONNECT_TIMEOUT, _CONNECTING)
         self._device.setsockopt_out(zmq.IDENTITY, self.id)
 
     def start(self) -> None:

@@ -2,11 +2,14 @@ from __future__ import annotations
 
 import ctypes
 import os
+import socket
 import subprocess
 import sys
 import threading
 from collections.abc import Iterator
+from contextlib import ExitStack
 
+import psutil
 import pytest
 import zmq
 from waiting import until
@@ -139,6 +142,43 @@ def test_heart_can_be_stopped_at_any_moment_of_its_start() -> None:
         heart.start()
         heart.stop()
     assert threads_of_hearts() == []
+
+
+@pytest.fixture
+def blocked_door() -> Iterator[socket.socket]:
+    """A socket that listens, and whose queue is full of strangers whom nobody lets in."""
+    with ExitStack() as stack:
+        door = stack.enter_context(socket.create_server(("127.0.0.1", 0), backlog=0))
+        for _ in range(3):
+            stranger = stack.enter_context(socket.socket())
+            stranger.setblocking(False)
+            stranger.connect_ex(door.getsockname())
+        yield door
+
+
+def ports_that_try(address: tuple[str, int]) -> set[int]:
+    """Return the ports of this process from which there is a connection to that address, or a try to have one."""
+    process = psutil.Process()
+    connections = getattr(process, "net_connections", None) or process.connections  # the name before psutil 6
+    return {one.laddr.port for one in connections("tcp") if one.raddr == address}
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="other systems refuse whom they have no room for")
+def test_heart_that_nobody_lets_in_begins_anew_instead_of_waiting_longer_and_longer(blocked_door) -> None:
+    address = blocked_door.getsockname()
+    tries = ports_that_try(address)
+    others = len(tries)
+    heart = Heart("tcp://127.0.0.1:1", f"tcp://127.0.0.1:{address[1]}")
+    heart.start()
+
+    def has_begun_anew() -> bool:
+        tries.update(ports_that_try(address))
+        return len(tries) - others >= 3
+
+    try:
+        until(has_begun_anew)
+    finally:
+        heart.stop()
 
 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="looks at /proc")
