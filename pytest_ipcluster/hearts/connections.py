@@ -10,7 +10,7 @@ from contextlib import suppress
 
 import zmq
 
-__all__ = ["Connections"]
+__all__ = ["Connections", "Listeners"]
 
 #: The first frame of libzmq's notice of an event: what it is, and its value, here a file descriptor.
 _NOTICE = struct.Struct("=Hi")
@@ -32,14 +32,9 @@ class Connections:
         #: New connections of which it is not known who speaks there, and for how many more beats that is of interest.
         self.wanted: dict[int, int] = {}
         #: Where notices come in. It may be polled, and belongs to the thread of the ROUTER.
-        self.notices: zmq.Socket[bytes] = socket.context.socket(zmq.PAIR)
+        self.notices = _notices_of(socket, zmq.EVENT_ACCEPTED | zmq.EVENT_DISCONNECTED)
         self._socket = socket
         self._hearts: dict[int, bytes] = {}
-        # libzmq waits where a notice finds no room, and would hold up every heart.
-        self.notices.rcvhwm = 0
-        address = f"inproc://ipcluster-connections-{id(self):x}"
-        socket.monitor(address, zmq.EVENT_ACCEPTED | zmq.EVENT_DISCONNECTED)
-        self.notices.connect(address)
 
     def heard(self, heart: bytes, frame: zmq.Frame) -> None:
         """Learn that this heart has sent this frame."""
@@ -83,3 +78,43 @@ class Connections:
         """Hear no more notices."""
         self._socket.disable_monitor()
         self.notices.close(linger=0)
+
+
+class Listeners:
+    """Lets go of what libzmq holds for the listeners of a PUB that have gone, when they go.
+
+    It holds some tens of kilobytes for each until the thread of the socket looks. Between two pings nobody else does,
+    and strangers come and go thousands of times in one period.
+    """
+
+    def __init__(self, socket: zmq.Socket[bytes]) -> None:
+        #: Where notices come in. It may be polled, and belongs to the thread of the PUB.
+        self.notices = _notices_of(socket, zmq.EVENT_DISCONNECTED)
+        self._socket = socket
+
+    def let_go(self) -> bool:
+        """Read the notices that have come in, at most so many, and let go; return whether those were all."""
+        try:
+            for _ in range(_NOTICES_AT_ONCE):
+                self.notices.recv_multipart(zmq.NOBLOCK)
+        except zmq.Again:
+            return True
+        finally:
+            self._socket.getsockopt(zmq.EVENTS)  # to ask is to look
+        return False
+
+    def close(self) -> None:
+        """Hear no more notices."""
+        self._socket.disable_monitor()
+        self.notices.close(linger=0)
+
+
+def _notices_of(socket: zmq.Socket[bytes], events: int) -> zmq.Socket[bytes]:
+    """Return a socket at which libzmq gives notice of these events of another socket."""
+    notices: zmq.Socket[bytes] = socket.context.socket(zmq.PAIR)
+    notices.rcvhwm = 0  # libzmq waits where a notice finds no room, and would hold up every heart
+    address = f"inproc://ipcluster-notices-{id(notices):x}"
+    socket.monitor(address, events)
+    notices.connect(address)
+    notices.getsockopt(zmq.EVENTS)  # its descriptor tells of what comes after a look, and of nothing before the first
+    return notices

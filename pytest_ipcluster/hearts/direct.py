@@ -6,7 +6,7 @@ from typing import Any
 
 import zmq
 
-from pytest_ipcluster.hearts.connections import Connections
+from pytest_ipcluster.hearts.connections import Connections, Listeners
 from pytest_ipcluster.hearts.inbox import Inbox
 from pytest_ipcluster.hearts.suspects import SuspiciousMonitor
 
@@ -31,6 +31,7 @@ class DirectMonitor(SuspiciousMonitor):
         socket = self.pongstream.socket
         self._connections = Connections(socket)
         self._inbox = Inbox(socket, self._ledger, self._connections, self._clock, self._count_bad_message)
+        self._listeners = Listeners(self.pingstream.socket)
         self._poller = zmq.Poller()
         self._poller.register(self._connections.notices, zmq.POLLIN)
         for stream in (self.pingstream, self.pongstream):
@@ -38,13 +39,15 @@ class DirectMonitor(SuspiciousMonitor):
             self.loop.remove_handler(stream.socket)
         self.loop.add_handler(socket, self._wake, self.loop.READ)
         self.loop.add_handler(self._connections.notices, self._notice, self.loop.READ)
+        self.loop.add_handler(self._listeners.notices, self._let_go, self.loop.READ)
 
     def _hush(self) -> None:
         if self.pongstream.closed() or self._connections.notices.closed:
             return
         self.loop.remove_handler(self.pongstream.socket)
-        self.loop.remove_handler(self._connections.notices)
-        self._connections.close()
+        for watch in (self._connections, self._listeners):
+            self.loop.remove_handler(watch.notices)
+            watch.close()
 
     def _send(self, token: bytes) -> None:
         self._connections.grow_older()
@@ -120,3 +123,10 @@ class DirectMonitor(SuspiciousMonitor):
         if hearts and (self._ledger.deadline or 0.0) - now > _SOON < now - self._asked_at:
             self._asked_at = now
             self._ping(self._ledger.ask())
+
+    # -- listeners that have gone
+
+    def _let_go(self, *_: object) -> None:
+        """Keep nothing for listeners that have gone; for what is beyond the limit after whatever else is due."""
+        if self._running and not self._listeners.let_go():
+            self.loop.add_callback(self._let_go)

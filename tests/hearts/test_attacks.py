@@ -24,7 +24,7 @@ if sys.platform == "win32":
 
 import resource
 
-from attacker import ATTACKS
+from attacker import ATTACKS, Attacker
 
 A, B, C = b"heart-a", b"heart-b", b"heart-c"
 SOON = 60.0
@@ -159,6 +159,18 @@ def test_attack_changes_no_verdict(
         fortress.monitor.wait_for_heart(C, SOON)
         fortress.wait_for_beats(3)
         check(fortress, death, "".join(capfd.readouterr()), OPEN.get(name, 0))
+
+
+def test_listeners_that_come_and_go_between_two_pings_leave_nothing(ending: ExitStack) -> None:
+    monitor = MonitorProcess(period=600_000)
+    ending.callback(monitor.stop)
+    monitor.start()
+    process, attacker = psutil.Process(monitor.process.pid), Attacker(monitor.ping_url, monitor.pong_url)
+    ending.callback(attacker.context.destroy, linger=0)
+    before = process.memory_info().rss
+    for _ in range(1500):
+        attacker.introduced(attacker.ping, b"SUB").close()
+    assert process.memory_info().rss - before <= 10 * MEGABYTE
 
 
 def test_dead_heart_whose_name_is_taken_does_not_come_back_silently(start: Callable[..., Fortress]) -> None:
