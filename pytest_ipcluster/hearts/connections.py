@@ -21,7 +21,26 @@ _PATIENCE = 10
 _NOTICES_AT_ONCE = 1000
 
 
-class Connections:
+class _Notices:
+    """Hears from libzmq of events at a socket, on the socket's thread."""
+
+    def __init__(self, socket: zmq.Socket[bytes], events: int) -> None:
+        self._socket = socket
+        #: Where notices come in. It may be polled, and belongs to the thread of the socket.
+        self.notices: zmq.Socket[bytes] = socket.context.socket(zmq.PAIR)
+        self.notices.rcvhwm = 0  # libzmq waits where a notice finds no room, and would hold up every heart
+        address = f"inproc://ipcluster-notices-{id(self):x}"
+        socket.monitor(address, events)
+        self.notices.connect(address)
+        self.notices.getsockopt(zmq.EVENTS)  # its descriptor tells of what comes after a look, not before the first
+
+    def close(self) -> None:
+        """Hear no more notices."""
+        self._socket.disable_monitor()
+        self.notices.close(linger=0)
+
+
+class Connections(_Notices):
     """Knows over which connection of a ROUTER each heart speaks, and hears from libzmq when one of them breaks.
 
     A pong's frame knows the descriptor that it came in by. The number is given again to a later connection, so what is
@@ -31,9 +50,7 @@ class Connections:
     def __init__(self, socket: zmq.Socket[bytes]) -> None:
         #: New connections of which it is not known who speaks there, and for how many more beats that is of interest.
         self.wanted: dict[int, int] = {}
-        #: Where notices come in. It may be polled, and belongs to the thread of the ROUTER.
-        self.notices = _notices_of(socket, zmq.EVENT_ACCEPTED | zmq.EVENT_DISCONNECTED)
-        self._socket = socket
+        super().__init__(socket, zmq.EVENT_ACCEPTED | zmq.EVENT_DISCONNECTED)
         self._hearts: dict[int, bytes] = {}
 
     def heard(self, heart: bytes, frame: zmq.Frame) -> None:
@@ -74,13 +91,8 @@ class Connections:
             else:
                 del self.wanted[descriptor]
 
-    def close(self) -> None:
-        """Hear no more notices."""
-        self._socket.disable_monitor()
-        self.notices.close(linger=0)
 
-
-class Listeners:
+class Listeners(_Notices):
     """Lets go of what libzmq holds for the listeners of a PUB that have gone, when they go.
 
     It holds some tens of kilobytes for each until the thread of the socket looks. Between two pings nobody else does,
@@ -88,9 +100,7 @@ class Listeners:
     """
 
     def __init__(self, socket: zmq.Socket[bytes]) -> None:
-        #: Where notices come in. It may be polled, and belongs to the thread of the PUB.
-        self.notices = _notices_of(socket, zmq.EVENT_DISCONNECTED)
-        self._socket = socket
+        super().__init__(socket, zmq.EVENT_DISCONNECTED)
 
     def let_go(self) -> bool:
         """Read the notices that have come in, at most so many, and let go; return whether those were all."""
@@ -102,19 +112,3 @@ class Listeners:
         finally:
             self._socket.getsockopt(zmq.EVENTS)  # to ask is to look
         return False
-
-    def close(self) -> None:
-        """Hear no more notices."""
-        self._socket.disable_monitor()
-        self.notices.close(linger=0)
-
-
-def _notices_of(socket: zmq.Socket[bytes], events: int) -> zmq.Socket[bytes]:
-    """Return a socket at which libzmq gives notice of these events of another socket."""
-    notices: zmq.Socket[bytes] = socket.context.socket(zmq.PAIR)
-    notices.rcvhwm = 0  # libzmq waits where a notice finds no room, and would hold up every heart
-    address = f"inproc://ipcluster-notices-{id(notices):x}"
-    socket.monitor(address, events)
-    notices.connect(address)
-    notices.getsockopt(zmq.EVENTS)  # its descriptor tells of what comes after a look, and of nothing before the first
-    return notices

@@ -169,7 +169,9 @@ while time.monotonic() < end:
 """
 
 
-@pytest.mark.skipif(sys.platform != "linux", reason="only on Linux a process can be starved for certain")
+@pytest.mark.skipif(
+    sys.platform != "linux", reason="only Linux has a class of processes that run when nobody else wants to"
+)
 def test_who_is_long_in_dying_has_died_in_the_test_that_killed_it(run):
     """On a full machine it takes seconds, in which the next test would begin."""
     with subprocess.Popen([sys.executable, "-c", BURNER]) as burner:
