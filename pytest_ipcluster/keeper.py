@@ -145,7 +145,13 @@ class Keeper:
             self._deadman = Deadman(self._cluster, tell=lambda limit: self.events.add("limited", detail=limit))
             self._cluster.handing_out = self._deadman.guard
             self._upkeep = Upkeep(
-                self._cluster, hearts, self._settings, self._tests, self.deaths.allow, self._restart_once
+                self._cluster,
+                hearts,
+                self._settings,
+                self._tests,
+                excuse=self.deaths.allow,
+                unanswered=self._deadman.take_unanswered,
+                restart=self._restart_once,
             )
             self._bring_up(self._cluster)
         except BaseException:

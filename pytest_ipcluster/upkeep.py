@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
@@ -39,16 +39,17 @@ class Upkeep:
         settings: Settings,
         tests: Iterable[str],
         excuse: Callable[[Engine], object],
+        unanswered: Callable[[], Collection[str]],
         restart: Callable[[str], object],
     ) -> None:
         self._cluster = cluster
         self._hearts = hearts
         self._tests = tuple(tests)
         self._excuse = excuse
+        self._unanswered = unanswered
         self._restart = restart
         self._timeout = settings.start_timeout
         self._heart_patience = _PATIENCE + settings.heart_misses * settings.heart_period / 1000
-        self._abandoned: frozenset[str] = frozenset()
 
     # -- engines -----------------------------------------------------------------------------------
 
@@ -119,19 +120,19 @@ class Upkeep:
         Engines that do not come clean are replaced. When there is still work of earlier tests after that, which the
         scheduler hands to every new engine, the cluster is restarted.
         """
+        abandoned = self._unanswered()
         for repair in (self._replace_for, self._restart_for, self._give_up_for):
             begun = time.monotonic()
             with self._connected() as client:
-                left = self._clean(client)
+                left = self._clean(client, abandoned)
                 if not left:
                     yield client
-                    self._abandoned = frozenset(client.outstanding)
                     return
             repair(left, begun)
 
-    def _clean(self, client: Client) -> Leftovers:
+    def _clean(self, client: Client, abandoned: Collection[str]) -> Leftovers:
         begun = time.monotonic()
-        left = clean_engines(client, self._cluster.slots, _PATIENCE, self._tests, self._abandoned)
+        left = clean_engines(client, self._cluster.slots, _PATIENCE, self._tests, abandoned)
         if left.dropped:
             told = f"{left.dropped} tasks that a test had not waited for"
             self._hearts.events.add("dropped", detail=told, seconds=time.monotonic() - begun)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterable, Mapping
+from concurrent.futures import wait
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -22,6 +24,9 @@ _HINT_AFTER = 0.25
 
 #: Seconds to wait for the output of a task before another one is sent to be heard, and for one of them to be.
 _HEARD_AFTER, _HEARD_WITHIN = 0.1, 0.5
+
+#: Seconds that a turn has at least, however late it is: one that began in time, or has only to make sure.
+_LAST_TURN = 0.5
 
 _BUSY = "the engine was still busy with what a test had left"
 
@@ -53,12 +58,13 @@ def clean_engines(
     """Renew every engine until nothing of an earlier test is left, at most ``patience`` seconds; return what is.
 
     ``slots`` are asked for the tasks that are under way; ``tests`` are the files whose modules are forgotten;
-    ``abandoned`` are tasks of which it is known that an earlier test did not wait for them.
+    ``abandoned`` are tasks, by the ids under which they come to an engine, of which it is known that an earlier test
+    did not wait for them. They may be anywhere on their way.
     """
     cleaning = _Cleaning(client, slots, patience, tuple(tests), set(abandoned))
     while True:
         left = cleaning.turn()
-        if not left or cleaning.is_over(left):
+        if cleaning.is_over(left):
             return left
 
 
@@ -75,18 +81,21 @@ class _Cleaning:
         self._deadline = time.monotonic() + patience
         self._ours: set[str] = set()
         self._abandoned = abandoned
+        self._untold = frozenset(abandoned)
+        self._told_now = False
         self._dropped: set[str] = set()
 
     def turn(self) -> Leftovers:
         """Renew every engine once, abort what is under way, and tell what is left then."""
+        deadline = max(self._deadline, time.monotonic() + _LAST_TURN)
         renewals, gone = self._renew()
-        hint = min(self._deadline, time.monotonic() + self._hint_after)
+        hint = min(deadline, time.monotonic() + self._hint_after)
         for renewal in renewals.values():
             renewal.wait(hint)
-        under_way = self._abort(late=not all(renewal.is_done() for renewal in renewals.values()))
+        under_way = self._abort(deadline, late=not all(renewal.is_done() for renewal in renewals.values()))
         for renewal in renewals.values():
-            renewal.wait(self._deadline)
-        complaints = {number: renewal.complaint(self._deadline) for number, renewal in renewals.items()}
+            renewal.wait(deadline)
+        complaints = {number: renewal.complaint(deadline) for number, renewal in renewals.items()}
         stuck = {number: complaint for number, complaint in complaints.items() if complaint}
         stuck = {**dict.fromkeys(under_way.given, _BUSY), **stuck, **dict.fromkeys(gone, _DIED)}
         return Leftovers(stuck, len(under_way.waiting), len(self._dropped - under_way.ids))
@@ -104,23 +113,39 @@ class _Cleaning:
                 gone.append(engine.id)
         return renewals, gone
 
-    def _abort(self, *, late: bool) -> Unfinished:
-        """Have the engines refuse what is under way when they come to it; return what that was.
+    def _abort(self, deadline: float, *, late: bool) -> Unfinished:
+        """Have the engines refuse what is under way when they come to it; return what of it the hub knows.
 
-        What was sent to an engine directly matters only when it is ``late``: otherwise it came before the renewal.
+        What was sent to an engine directly is asked for only when that is ``late``: otherwise most of it came before
+        the renewal. But a scheduler that is behind takes turns between those who have sent it something, so that the
+        renewal can come before what another client had sent long ago, and the hub has not heard of that yet. So the
+        engines are told of all that is known to be abandoned, wherever it is. What came before they had heard that
+        is undone in the next turn.
 
         By name, task after task: when an engine is told to drop whatever is queued, ipyparallel does that on a thread
         that has to share the queue with the one that works, and only for tasks of one kind.
         """
         under_way = self._slots.unfinished(direct=late)
-        if theirs := under_way.ids - self._ours:
-            self._client.abort(jobs=sorted(theirs), targets="all", block=False)
+        theirs = under_way.ids - self._ours
+        if names := theirs | self._untold:
+            self._tell(names, deadline)
+        self._told_now, self._untold = bool(self._untold), frozenset()
         self._dropped |= theirs & self._abandoned
         self._abandoned |= theirs  # one that is seen only once may just have ended, and the hub not know it yet
         return under_way
 
+    def _tell(self, names: Iterable[str], deadline: float) -> None:
+        """Have all engines refuse these tasks, and wait until they know."""
+        from ipyparallel.error import NoEnginesRegistered
+
+        with suppress(NoEnginesRegistered):  # they have died meanwhile, as their renewals tell
+            told = self._client.abort(jobs=sorted(names), targets="all", block=False)
+            wait([told], max(0.0, deadline - time.monotonic()))
+
     def is_over(self, left: Leftovers) -> bool:
-        """Tell whether another turn is of no use: time is up, or there is something that time does not heal."""
+        """Tell whether another turn is of no use: all is done, time is up, or there is what time does not heal."""
+        if not left:
+            return not self._told_now
         hopeless = any(reason != _BUSY for reason in left.stuck.values())
         return hopeless or time.monotonic() >= self._deadline
 

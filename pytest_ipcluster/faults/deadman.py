@@ -80,7 +80,8 @@ class GuardedClient:
         self._entering = entering
         self._entered = entered
         self._waiting: dict[str, tuple[Call, Future[Any]]] = {}
-        self._given_up: set[str] = set()
+        self._failing: dict[str, Call] = {}  # on the client's own thread, which may take the answer after all
+        self._given_up: dict[str, Call] = {}
         self._heeding: dict[object, None] = {}  # one entry for each wait for output
         self._plain_send = client._send
         self._plain_wait = client.wait_for_engines
@@ -108,6 +109,12 @@ class GuardedClient:
     def waiting(self) -> list[Call]:
         """Return the calls that are not answered, in the order in which they were sent."""
         return [call for call, _ in list(self._waiting.values())]
+
+    def unanswered(self) -> set[str]:
+        """Return the tasks of which no engine has sent the end, by the ids under which they come to an engine."""
+        # In the order in which a call moves on, so that none is missed.
+        calls = [*self.waiting(), *self._failing.copy().values(), *self._given_up.copy().values()]
+        return {name for call in calls for name in _at_engines(call)}
 
     @property
     def busy(self) -> bool:
@@ -166,8 +173,11 @@ class GuardedClient:
 
     def fail(self, call: Call, error: ClusterError) -> None:
         """Have this call end with an error, unless its answer has arrived; from any thread."""
+        self._failing[call.id] = call
         _, future = self._waiting.pop(call.id, (call, None))
-        if future is not None:
+        if future is None:
+            self._failing.pop(call.id, None)
+        else:
             self.client._io_loop.add_callback(self._fail, call, future, error)
 
     def _fail(self, call: Call, future: Any, error: ClusterError) -> None:
@@ -176,14 +186,19 @@ class GuardedClient:
 
         if call.lane in _STREAMS:
             getattr(self.client, _STREAMS[call.lane]).flush(zmq.POLLIN)
-        if future.done():
-            return
+        if not future.done():
+            self._end(call, future, error)
+        self._failing.pop(call.id, None)
+
+    def _end(self, call: Call, future: Any, error: ClusterError) -> None:
+        """Give a call an error instead of the answer that has not come."""
         if call.lane == OUTPUT:  # an exception here would be told on the log for every other one of the same result
             future.lost = error
             future.set_result(None)
         elif call.what not in _TASKS:
             future.set_exception(error)
         else:
+            self._given_up[call.id] = call
             self._fail_task(call.id, future, error)
 
     def _fail_task(self, message: str, future: Future[Any], error: ClusterError) -> None:
@@ -194,7 +209,6 @@ class GuardedClient:
         from ipyparallel.util import utcnow
 
         client = self.client
-        self._given_up.add(message)
         client.outstanding.discard(message)
         for outstanding in list(client._outstanding_dict.values()):
             outstanding.discard(message)
@@ -207,8 +221,8 @@ class GuardedClient:
 
     def _on_reply(self, handler: Callable[[Any], object], reply: Any) -> None:
         """Drop the late answer to a task that was given up, of which the client would print and raise."""
-        message = reply["metadata"].get("original_msg_id"), reply["parent_header"].get("msg_id")
-        if not self._given_up.intersection(message):
+        message = {reply["metadata"].get("original_msg_id"), reply["parent_header"].get("msg_id")}
+        if not self._given_up.keys() & message:
             handler(reply)
 
 
@@ -227,6 +241,19 @@ def _addressees(lane: str, message: str, options: dict[str, Any]) -> Iterator[tu
         ident = options.get("ident")
         ident = ident[-1] if isinstance(ident, list) else ident
         yield message, () if ident is None else (ident.decode(),)
+
+
+def _at_engines(call: Call) -> Iterator[str]:
+    """Yield the ids under which engines get the task of this call: none, where it is something else.
+
+    A broadcast whose answers come as one is split on its way, as those are from the start whose answers do not.
+    """
+    if call.what not in _TASKS or call.lane == OUTPUT:
+        return
+    if call.lane == BROADCAST and not call.id.endswith(call.engines):
+        yield from (f"{call.id}_{ident}" for ident in call.engines)
+    else:
+        yield call.id
 
 
 # -- errors that are ipyparallel's as well -------------------------------------------------------------

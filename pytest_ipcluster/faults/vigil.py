@@ -67,6 +67,7 @@ class Deadman:
         self._tell = tell or _warn
         self._told: set[str] = set()
         self._guarded: list[tuple[GuardedClient, Lookout]] = []
+        self._abandoned: set[str] = set()
         self._lookout: Lookout | None = None
         self._lock = threading.RLock()
         self._called = threading.Event()
@@ -129,6 +130,16 @@ class Deadman:
         """
         self._limit = None if limit is None else (limit, holds)
 
+    def take_unanswered(self) -> set[str]:
+        """Return the tasks of which no engine has sent the end, by the ids under which they come to an engine.
+
+        Those of clients that were closed meanwhile are among them, once.
+        """
+        with self._lock:
+            self._let_go()
+            closed, self._abandoned = self._abandoned, set()
+            return closed.union(*(guarded.unanswered() for guarded, _ in self._guarded))
+
     def close(self) -> None:
         """Fail what can't be answered any more without further patience, and let all clients go."""
         if self._ended:
@@ -165,9 +176,7 @@ class Deadman:
 
     def _look(self, *, patient: bool = True) -> None:
         """Look once at everybody, and fail the calls that wait in vain."""
-        for guarded, _ in [pair for pair in self._guarded if pair[0].closed]:
-            guarded.release()
-        self._guarded = [pair for pair in self._guarded if not pair[0].closed]
+        self._let_go()
         for lookout in {id(lookout): lookout for _, lookout in self._guarded}.values():
             sight = lookout.look()
             if sight.all_well:
@@ -175,6 +184,13 @@ class Deadman:
             sight = sight if patient else replace(sight, now=float("inf"), patience=False)
             clients = [guarded for guarded, its in self._guarded if its is lookout]
             self._judge(clients, lookout, self._with_given(sight, clients, lookout))
+
+    def _let_go(self) -> None:
+        """Let go of the clients that have been closed; what they were sent no answer for is kept in mind."""
+        for guarded, _ in [pair for pair in self._guarded if pair[0].closed]:
+            guarded.release()
+            self._abandoned |= guarded.unanswered()
+        self._guarded = [pair for pair in self._guarded if not pair[0].closed]
 
     def _judge(self, clients: list[GuardedClient], lookout: Lookout, sight: Sight) -> None:
         for guarded in clients:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import itertools
+import threading
 import time
 from collections.abc import Iterable
+from concurrent.futures import Future
 from types import SimpleNamespace
 
 import pytest
@@ -78,9 +80,17 @@ class Client:
         assert numbers == [7]
         return self.broadcast
 
-    def abort(self, *, jobs: list[str], targets: str, block: bool) -> None:
+    def abort(self, *, jobs: list[str], targets: str, block: bool) -> Future[None]:
         assert (targets, block) == ("all", False)
+        assert jobs  # ipyparallel takes none for all
         self.aborted += jobs
+        return self.heed()
+
+    def heed(self) -> Future[None]:
+        """Return the engine's answer to what it was told to refuse."""
+        answer: Future[None] = Future()
+        answer.set_result(None)
+        return answer
 
 
 class Slots:
@@ -153,6 +163,47 @@ def test_a_task_that_is_seen_once_may_have_ended_and_one_that_is_seen_twice_was_
     once, twice = Unfinished(given={7: frozenset({"a", "b"})}), Unfinished(given={7: frozenset({"b"})})
     assert clean(Client(Task()), 10, once).dropped == 0
     assert clean(Client(Task()), 10, once, twice).dropped == 1
+
+
+def test_tasks_that_are_known_to_be_abandoned_are_aborted_wherever_they_are_and_the_engine_is_renewed_again():
+    client, slots = Client(Task()), Slots()
+    assert not clean_engines(client, slots, 10, abandoned={"a", "b"})
+    assert client.aborted == ["a", "b"]
+    assert [len(view.sent) for view in (client.direct, client.broadcast)] == [2, 2]
+    assert slots.asked == [False, False]
+
+
+def test_an_engine_that_was_told_what_to_refuse_is_renewed_when_it_has_heard_that():
+    class Slow(Client):
+        def heed(self) -> Future[None]:
+            self.answer: Future[None] = Future()
+            threading.Timer(0.1, self.answer.set_result, [None]).start()
+            return self.answer
+
+    heard = []
+    client = Slow(Task())
+    client.direct.apply_async = lambda *_: heard.append(getattr(client, "answer", Future()).done()) or Task()
+    assert not clean_engines(client, Slots(), 10, abandoned={"a"})
+    assert heard == [False, True]
+
+
+def test_the_turn_that_makes_sure_has_its_time_when_that_is_up():
+    class Slow(Task):
+        def wait(self, timeout: float) -> None:
+            self._ready = timeout > 0.2
+
+    client = Client(*[Slow(ready=False) for _ in range(2)])
+    assert not clean_engines(client, Slots(), 0, abandoned={"a"})
+    assert len(client.direct.sent) == 2
+
+
+def test_engines_that_have_all_died_cannot_be_told_anything():
+    class Dying(Client):
+        def heed(self) -> Future[None]:
+            raise NoEnginesRegistered("none")
+
+    left = clean_engines(Dying(Task(error=SystemError("gone"))), Slots(), 10, abandoned={"a"})
+    assert left.stuck == {7: "the engine could not be renewed: SystemError: gone"}
 
 
 def test_tasks_that_do_not_end_are_left():

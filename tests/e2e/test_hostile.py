@@ -172,7 +172,12 @@ def case_a_long_queue_by_load_balancing(ipcluster, client, tmp):
 
 def case_a_queue_by_broadcast(ipcluster, client, tmp):
     view = client.broadcast_view()
-    for _ in range(20):
+    for _ in range(300):
+        view.apply_async(wait_and_spoil)
+
+def case_a_queue_by_broadcast_that_is_answered_as_one(ipcluster, client, tmp):
+    view = client.broadcast_view(is_coalescing=True)
+    for _ in range(300):
         view.apply_async(wait_and_spoil)
 
 def case_a_queue_of_a_client_of_the_tests_own(ipcluster, client, tmp):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from types import SimpleNamespace
@@ -18,6 +19,7 @@ from pytest_ipcluster.report.events import EventLog
 from pytest_ipcluster.settings import SETTINGS
 from pytest_ipcluster.upkeep import Upkeep
 
+SETUPS = itertools.count()
 CLEAN = Leftovers({}, 0)
 STUCK = Leftovers({1: "the engine was busy"}, 0)
 WAITING = Leftovers({}, 3)
@@ -92,13 +94,14 @@ def kept(hall, cluster, hearts, monkeypatch):
         hall.settings(),
         [],
         excuse=lambda engine: cluster.calls.append(f"excuse {engine.slot}"),
+        unanswered=lambda: {f"task of setup {next(SETUPS)}"},
         restart=lambda reason: cluster.calls.append(f"restart: {reason}"),
     )
 
     @contextmanager
     def connected():
         cluster.calls.append("connect")
-        yield SimpleNamespace(outstanding=set())
+        yield SimpleNamespace()
 
     monkeypatch.setattr(kept, "_connected", connected)
     return kept
@@ -194,6 +197,15 @@ class TestClient:
             finding(STUCK, STUCK, STUCK)
         assert sum(call.startswith("restart") for call in cluster.calls) == 1
 
+    def test_what_clients_were_not_answered_is_asked_once_and_told_to_each_new_engine(self, kept, monkeypatch):
+        found, told = iter([STUCK, STUCK, CLEAN]), []
+        monkeypatch.setattr(upkeep, "clean_engines", lambda *args: told.append(args[-1]) or next(found))
+        with kept.client():
+            pass
+        assert len(told) == 3
+        assert [len(names) for names in told] == [1, 1, 1]
+        assert set.union(*told) == told[0]
+
     def test_dropped_tasks_are_told(self, finding, hearts):
         finding(Leftovers({}, 0, dropped=7))
         assert told(hearts) == [("dropped", None, "7 tasks that a test had not waited for", True)]
@@ -205,7 +217,7 @@ class TestRestart:
         config = hall.pytester.parseconfigure("-p", "ipcluster")
         keeper = Keeper(config.stash[SETTINGS], deaths_of(config), [])
         monkeypatch.setattr(keeper, "_cluster", cluster)
-        kept = Upkeep(cluster, hearts, hall.settings(), [], keeper.deaths.allow, keeper._restart_once)
+        kept = Upkeep(cluster, hearts, hall.settings(), [], keeper.deaths.allow, set, keeper._restart_once)
         monkeypatch.setattr(keeper, "_upkeep", kept)
         monkeypatch.setattr(keeper, "_restart", lambda _: cluster.calls.append("restart"))
         cluster.error = RepairError("no controller")
