@@ -12,6 +12,7 @@ from types import SimpleNamespace
 import pytest
 from ipyparallel.error import NoEnginesRegistered
 
+from pytest_ipcluster.cluster import cleaning
 from pytest_ipcluster.cluster.cleaning import Leftovers, clean_engines
 from pytest_ipcluster.cluster.hub import Unfinished
 
@@ -187,7 +188,9 @@ def test_an_engine_that_was_told_what_to_refuse_is_renewed_when_it_has_heard_tha
     assert heard == [False, True]
 
 
-def test_the_turn_that_makes_sure_has_its_time_when_that_is_up():
+def test_the_turn_that_makes_sure_has_its_time_when_that_is_up(monkeypatch):
+    monkeypatch.setattr(cleaning, "_LAST_TURN", 30)  # the slowest machine gets there
+
     class Slow(Task):
         def wait(self, timeout: float) -> None:
             self._ready = timeout > 0.2

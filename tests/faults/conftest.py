@@ -1,4 +1,4 @@
-"""Engines for the tests of this folder: real processes with a real heart each, and nothing else."""
+"""For the tests of this folder: engines that are processes with a heart and nothing else, and a whole cluster."""
 
 from __future__ import annotations
 
@@ -10,7 +10,9 @@ from pathlib import Path
 
 import psutil
 import pytest
+from catalogue import Bench, connected, new_cluster
 
+from pytest_ipcluster import BackgroundCluster, Deadman
 from pytest_ipcluster.cluster.autopsy import ended_with
 from pytest_ipcluster.cluster.engines import Engine
 from pytest_ipcluster.cluster.processes import send_signal
@@ -90,3 +92,24 @@ def injector(cluster, hearts, log) -> Iterator[FaultInjector]:
     injector = FaultInjector(cluster, hearts, log)
     yield injector
     injector.close()
+
+
+# -- a real cluster, a client of it, and a deadman beside them ----------------------------------------
+
+
+@pytest.fixture(scope="module")
+def running() -> Iterator[BackgroundCluster]:
+    with new_cluster() as cluster:
+        yield cluster
+
+
+@pytest.fixture
+def bench(running) -> Iterator[Bench]:
+    with connected(running) as bench:
+        yield bench
+
+
+@pytest.fixture
+def deadman(running, bench) -> Iterator[Deadman]:
+    with Deadman(running, bench.client) as deadman:
+        yield deadman

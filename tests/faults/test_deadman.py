@@ -6,17 +6,15 @@ import os
 import signal
 import time
 import warnings
-from collections.abc import Iterator
-from contextlib import contextmanager
 from types import SimpleNamespace
 
 import ipyparallel
 import pytest
 from catalogue import SOON, connected, hold, new_cluster, victims
+from pauses import stopped
 from waiting import until
 
 from pytest_ipcluster import (
-    BackgroundCluster,
     CallOverdueError,
     ClusterLostError,
     ControllerLost,
@@ -24,7 +22,7 @@ from pytest_ipcluster import (
     EngineLost,
     SchedulerLost,
 )
-from pytest_ipcluster.cluster.processes import is_paused, send_signal, wait_gone
+from pytest_ipcluster.cluster.processes import send_signal, wait_gone
 from pytest_ipcluster.cluster.stacks import read_stacks
 from pytest_ipcluster.faults import overdue
 from pytest_ipcluster.faults.deadman import missing_names
@@ -33,35 +31,6 @@ from pytest_ipcluster.faults.vigil import POLL
 
 # A search that takes years, in C, and never lets another thread have the interpreter.
 GIL = "import re; re.match('(a+)+$', 'a' * 60 + 'b')"
-
-
-@pytest.fixture(scope="module")
-def running() -> Iterator[BackgroundCluster]:
-    cluster = new_cluster()
-    with cluster:
-        yield cluster
-
-
-@pytest.fixture
-def bench(running):
-    with connected(running) as bench:
-        yield bench
-
-
-@pytest.fixture
-def deadman(running, bench) -> Iterator[Deadman]:
-    with Deadman(running, bench.client) as deadman:
-        yield deadman
-
-
-@contextmanager
-def stopped(process) -> Iterator[None]:
-    send_signal(process, signal.SIGSTOP)
-    try:
-        until(lambda: is_paused(process))
-        yield
-    finally:
-        send_signal(process, signal.SIGCONT)
 
 
 def looks(deadman: Deadman, monkeypatch: pytest.MonkeyPatch) -> list[float]:

@@ -8,14 +8,17 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
-from catalogue import SOON, connected, new_cluster, victims
+from catalogue import SOON, connected, victims
 from ipyparallel import interactive
+from pauses import stopped
 from waiting import until
 
-from pytest_ipcluster import BackgroundCluster, Deadman, EngineLost
+from pytest_ipcluster import EngineLost
 from pytest_ipcluster.cluster import cleaning
 from pytest_ipcluster.cluster.cleaning import clean_engines
 from pytest_ipcluster.cluster.processes import is_paused, send_signal
+from pytest_ipcluster.faults import deadman as deadman_module
+from pytest_ipcluster.faults.reach import CONTROL, HUB, OUTPUT, Call
 
 WAYS: dict[str, Callable[[Any], Any]] = {
     "direct": lambda client: client[:],
@@ -27,24 +30,6 @@ SCHEDULERS = {"direct": "direct scheduler", "balanced": "task scheduler"}
 OTHER_SCHEDULER = "broadcast scheduler"
 
 
-@pytest.fixture(scope="module")
-def running() -> Iterator[BackgroundCluster]:
-    with new_cluster() as cluster:
-        yield cluster
-
-
-@pytest.fixture
-def bench(running):
-    with connected(running) as bench:
-        yield bench
-
-
-@pytest.fixture
-def deadman(running, bench) -> Iterator[Deadman]:
-    with Deadman(running, bench.client) as deadman:
-        yield deadman
-
-
 @interactive
 def own_name(folder: str) -> str:
     """On an engine: tell, when that is allowed, by which id the task came here."""
@@ -54,7 +39,7 @@ def own_name(folder: str) -> str:
     from IPython import get_ipython
 
     while not (pathlib.Path(folder) / "go on").exists():
-        time.sleep(0.005)
+        time.sleep(0.005)  # a file that another process makes has no event here
     return get_ipython().kernel.get_parent()["header"]["msg_id"]
 
 
@@ -65,7 +50,7 @@ def spoil() -> None:
 
     from IPython import get_ipython
 
-    time.sleep(0.002)
+    time.sleep(0.002)  # the work that it takes
     get_ipython().user_ns["spoiled"] = True
 
 
@@ -88,20 +73,20 @@ def test_tasks_are_known_by_the_ids_under_which_engines_get_them(bench, deadman,
     names = answers if way == "balanced" else [name for answer in answers for name in answer]
     assert unanswered == set(names)
     assert len(unanswered) == (2 if way == "balanced" else 4)
-    assert deadman.take_unanswered() == set()
+    until(lambda: deadman.take_unanswered() == set())  # who waits for an answer may wake before it is booked
 
 
-def test_what_is_no_task_is_not_among_them(running, bench, deadman):
-    engine = running.engines[0].process
-    send_signal(engine, signal.SIGSTOP)
-    try:
-        until(lambda: is_paused(engine))
-        told = bench.client.abort("no such task", targets=[0], block=False)
-        assert deadman.take_unanswered() == set()
-        assert not told.done()
-    finally:
-        send_signal(engine, signal.SIGCONT)
-    told.result(SOON)
+@pytest.mark.parametrize(
+    "call",
+    [
+        Call("a", "abort_request", CONTROL, 0.0, ("engine",)),
+        Call("a", "queue_request", HUB, 0.0),
+        Call("a/output", "apply_request", OUTPUT, 0.0, ("engine",)),
+    ],
+    ids=lambda call: call.lane,
+)
+def test_what_is_no_task_is_not_among_them(call):
+    assert list(deadman_module._at_engines(call)) == []
 
 
 def test_those_of_a_client_that_was_closed_are_told_once(running, deadman, tmp_path):
@@ -116,15 +101,11 @@ def test_those_of_a_client_that_was_closed_are_told_once(running, deadman, tmp_p
 
 
 def test_those_that_were_given_up_are_among_them(running, bench, deadman):
-    engine = running.engines[0].process
-    send_signal(engine, signal.SIGSTOP)
-    try:
+    with stopped(running.engines[0].process):
         lost = bench.client[0].apply_async(abs, 1)
         with pytest.raises(EngineLost):
             lost.get(SOON)
         assert deadman.take_unanswered() == set(lost.msg_ids)
-    finally:
-        send_signal(engine, signal.SIGCONT)
 
 
 # -- a scheduler that is behind ------------------------------------------------------------------------
