@@ -15,8 +15,6 @@ __all__ = ["Connections", "Listeners"]
 #: The first frame of libzmq's notice of an event: what it is, and its value, here a file descriptor.
 _NOTICE = struct.Struct("=Hi")
 
-#: Beats within which a new connection should be heard of; a stranger may never say anything.
-_PATIENCE = 10
 #: Notices that are read at one go, in some milliseconds: strangers may connect and break as often as they like.
 _NOTICES_AT_ONCE = 1000
 
@@ -48,8 +46,9 @@ class Connections(_Notices):
     """
 
     def __init__(self, socket: zmq.Socket[bytes]) -> None:
-        #: New connections of which it is not known who speaks there, and for how many more beats that is of interest.
-        self.wanted: dict[int, int] = {}
+        #: Connections of which it is not known who speaks there. They stay here for as long as they say nothing: a lost
+        #: packet may hold up a heart's first pong for seconds, and its death is noticed all the same.
+        self.wanted: set[int] = set()
         super().__init__(socket, zmq.EVENT_ACCEPTED | zmq.EVENT_DISCONNECTED)
         self._hearts: dict[int, bytes] = {}
 
@@ -58,7 +57,7 @@ class Connections(_Notices):
         with suppress(zmq.ZMQError):  # a transport without descriptors
             descriptor = int(frame.get(zmq.SRCFD))
             self._hearts[descriptor] = heart
-            self.wanted.pop(descriptor, None)
+            self.wanted.discard(descriptor)
 
     def read(self) -> tuple[list[int], bool]:
         """Read the notices that have come in; return the descriptors of connections that have broken, in order.
@@ -72,9 +71,9 @@ class Connections(_Notices):
                 kind, descriptor = _NOTICE.unpack(notice)
                 if kind == zmq.EVENT_DISCONNECTED:
                     broken.append(descriptor)
-                    self.wanted.pop(descriptor, None)
+                    self.wanted.discard(descriptor)
                 else:
-                    self.wanted[descriptor] = _PATIENCE
+                    self.wanted.add(descriptor)
         except zmq.Again:
             return broken, True
         return broken, False
@@ -82,14 +81,6 @@ class Connections(_Notices):
     def drop(self, descriptor: int) -> bytes | None:
         """Forget a broken connection, when all that came in by it is heard; return the heart that spoke there."""
         return self._hearts.pop(descriptor, None)
-
-    def grow_older(self) -> None:
-        """Take note of a beat."""
-        for descriptor, beats in list(self.wanted.items()):
-            if beats > 1:
-                self.wanted[descriptor] = beats - 1
-            else:
-                del self.wanted[descriptor]
 
 
 class Listeners(_Notices):

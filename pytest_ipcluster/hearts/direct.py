@@ -50,7 +50,6 @@ class DirectMonitor(SuspiciousMonitor):
             watch.close()
 
     def _send(self, token: bytes) -> None:
-        self._connections.grow_older()
         self._inbox.next_round()
         self._ping(token)
 

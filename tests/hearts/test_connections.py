@@ -59,17 +59,7 @@ def test_new_connection_is_wanted_until_somebody_is_heard_there(exchange: Exchan
     exchange.read(lambda _: exchange.connections.wanted)
     assert len(exchange.connections.wanted) == 1
     exchange.hear(voice)
-    assert exchange.connections.wanted == {}
-
-
-def test_connection_of_one_who_says_nothing_is_not_wanted_for_ever(exchange: Exchange) -> None:
-    exchange.connect(A)
-    exchange.read(lambda _: exchange.connections.wanted)
-    for _ in range(9):
-        exchange.connections.grow_older()
-    assert exchange.connections.wanted
-    exchange.connections.grow_older()
-    assert exchange.connections.wanted == {}
+    assert exchange.connections.wanted == set()
 
 
 def test_broken_connection_tells_whose_it_was_and_is_forgotten(exchange: Exchange) -> None:
@@ -88,7 +78,7 @@ def test_broken_connection_of_one_who_was_never_heard_is_nobodys(exchange: Excha
     voice.close()
     (descriptor,) = exchange.read(bool)
     assert exchange.connections.drop(descriptor) is None
-    assert exchange.connections.wanted == {}
+    assert exchange.connections.wanted == set()
 
 
 def test_descriptor_that_is_used_again_is_that_of_the_last_who_spoke_there(exchange: Exchange) -> None:
@@ -127,4 +117,4 @@ def test_of_a_flood_of_notices_only_so_many_are_read_at_one_go(exchange: Exchang
     exchange.connections.notices = notices
     assert not that_was_all
     assert len(broken) == 500
-    assert exchange.connections.wanted == {}
+    assert exchange.connections.wanted == set()

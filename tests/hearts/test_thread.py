@@ -386,6 +386,25 @@ def test_stall_of_our_own_process_fails_nobody(start_monitor: Start, start_engin
     assert "failed" not in kinds(thread.events, A)
 
 
+def test_death_of_a_heart_that_was_connected_long_before_it_answered_is_noticed_by_its_connection(
+    start_monitor: Start,
+) -> None:
+    """One lost packet holds up a connection, to the pings for instance, by a second or more."""
+    thread = start_monitor(gone=lambda _heart: True, misses=1_000_000)
+    beats = record_beats(thread)
+    with zmq.Context() as context, context.socket(zmq.SUB) as ear, context.socket(zmq.DEALER) as voice:
+        voice.linger, voice.identity = 0, A
+        voice.connect(thread.pong_url)
+        until(lambda: thread.call(lambda: thread.monitor._connections.wanted))
+        connected = len(beats)
+        until(lambda: len(beats) > connected + 20)
+        ear.subscribe(b"")
+        ear.connect(thread.ping_url)
+        voice.send(ear.recv())
+        thread.wait_for_heart(A)
+    assert wait_for(thread.events, "failed", A).detail.startswith("its connection broke and its process is gone")
+
+
 def test_flood_of_strangers_hides_no_death(start_monitor: Start, start_engine: StartEngine) -> None:
     thread = start_monitor()
     engine = start_engine(thread, A)
