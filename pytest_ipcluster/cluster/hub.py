@@ -19,8 +19,9 @@ from pytest_ipcluster.errors import ClusterError
 
 __all__ = ["Hub", "HubSilentError", "Unfinished", "Wire"]
 
-#: A notice published before our subscription arrived is lost; a question this often (seconds) makes up for it.
-_ASK_AGAIN = 1.0
+#: A notice published before our subscription arrived is lost. That is a matter of milliseconds, so the question that
+#: makes up for it comes after so many seconds, the next one after twice as many, and so on up to the longest pause.
+_ASK_SOON, _ASK_AGAIN = 0.02, 1.0
 
 #: The longest sleep between two calls of ``check``, in seconds, for what no alarm rings for.
 _TURN = 0.25
@@ -168,17 +169,17 @@ class Hub:
         turns.
         """
         wakeup.watch_fd(self._notices.fileno())
-        ask_at = 0.0
+        ask_at, pause = 0.0, _ASK_SOON
         while True:
             check()
             now = time.monotonic()
             if self._drain() or now >= ask_at:
-                engines, ask_at = self._ask(_TURN), now + _ASK_AGAIN
+                engines, ask_at, pause = self._ask(_TURN), now + pause, min(2 * pause, _ASK_AGAIN)
                 if engines is not None and reached(engines):
                     return engines
             if now >= deadline:
                 return None
-            wakeup.wait(min(_TURN, deadline - now))
+            wakeup.wait(min(_TURN, ask_at - now, deadline - now))
 
     def _drain(self) -> bool:
         """Read every notice that has arrived; they only say that it is time to ask. True if there was one."""
