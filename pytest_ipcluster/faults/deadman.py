@@ -15,7 +15,18 @@ from concurrent.futures import Future
 from typing import TYPE_CHECKING, Any
 
 from pytest_ipcluster.errors import ClusterError
-from pytest_ipcluster.faults.reach import ARRIVAL, BALANCED, BROADCAST, CONTROL, DIRECT, HUB, OUTPUT, Call
+from pytest_ipcluster.faults.reach import (
+    ARRIVAL,
+    BALANCED,
+    BROADCAST,
+    CONTROL,
+    DIRECT,
+    HUB,
+    OUTPUT,
+    TASKS,
+    Call,
+    names_at_engines,
+)
 
 if TYPE_CHECKING:
     from ipyparallel import AsyncResult, Client
@@ -31,6 +42,7 @@ _CLIENT_NAMES = (
     "_queue_handlers",
     "_io_loop",
     "_closed",
+    "_config",
     "outstanding",
     "results",
     "metadata",
@@ -51,8 +63,6 @@ _STREAMS = {
 _SEND_NAMES = ("socket", "msg_type", "ident", "metadata")
 
 _RESULT_NAMES = ("_collect_exceptions", "wait_for_output")
-
-_TASKS = ("apply_request", "execute_request")
 
 
 def missing_names(client: Client) -> list[str]:
@@ -77,6 +87,8 @@ class GuardedClient:
 
     def __init__(self, client: Client, entering: Callable[[], object], entered: Callable[[], object]) -> None:
         self.client = client
+        #: When its network was last seen hurt, in seconds of ``time.monotonic()``.
+        self.hurt_at = float("-inf")
         self._entering = entering
         self._entered = entered
         self._waiting: dict[str, tuple[Call, Future[Any]]] = {}
@@ -106,6 +118,11 @@ class GuardedClient:
         """Whether the client has been closed."""
         return bool(self.client._closed)
 
+    @property
+    def port(self) -> int:
+        """Where its tasks go."""
+        return int(self.client._config["mux"].rpartition(":")[2])
+
     def waiting(self) -> list[Call]:
         """Return the calls that are not answered, in the order in which they were sent."""
         return [call for call, _ in list(self._waiting.values())]
@@ -114,7 +131,7 @@ class GuardedClient:
         """Return the tasks of which no engine has sent the end, by the ids under which they come to an engine."""
         # In the order in which a call moves on, so that none is missed.
         calls = [*self.waiting(), *self._failing.copy().values(), *self._given_up.copy().values()]
-        return {name for call in calls for name in _at_engines(call)}
+        return {name for call in calls for name in names_at_engines(call)}
 
     @property
     def busy(self) -> bool:
@@ -136,7 +153,7 @@ class GuardedClient:
         if future is not None and lane is not None:
             for message, engines in _addressees(lane, future.msg_id, kwargs):
                 self._watch(Call(message, msg_type, lane, sent, engines), self.client._futures.get(message))
-                if msg_type in _TASKS:
+                if msg_type in TASKS:
                     output = self.client._output_futures.get(message)
                     self._watch(Call(f"{message}/output", msg_type, OUTPUT, sent, engines), output)
             self._entered()
@@ -195,7 +212,7 @@ class GuardedClient:
         if call.lane == OUTPUT:  # an exception here would be told on the log for every other one of the same result
             future.lost = error
             future.set_result(None)
-        elif call.what not in _TASKS:
+        elif call.what not in TASKS:
             future.set_exception(error)
         else:
             self._given_up[call.id] = call
@@ -241,19 +258,6 @@ def _addressees(lane: str, message: str, options: dict[str, Any]) -> Iterator[tu
         ident = options.get("ident")
         ident = ident[-1] if isinstance(ident, list) else ident
         yield message, () if ident is None else (ident.decode(),)
-
-
-def _at_engines(call: Call) -> Iterator[str]:
-    """Yield the ids under which engines get the task of this call: none, where it is something else.
-
-    A broadcast whose answers come as one is split on its way, as those are from the start whose answers do not.
-    """
-    if call.what not in _TASKS or call.lane == OUTPUT:
-        return
-    if call.lane == BROADCAST and not call.id.endswith(call.engines):
-        yield from (f"{call.id}_{ident}" for ident in call.engines)
-    else:
-        yield call.id
 
 
 # -- errors that are ipyparallel's as well -------------------------------------------------------------

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from pytest_ipcluster.cluster.hub import Unfinished
     from pytest_ipcluster.faults.lookout import Lookout
     from pytest_ipcluster.faults.reach import Call
+    from pytest_ipcluster.network.lanes import Where
 
 __all__ = ["overdue_report"]
 
@@ -28,10 +29,16 @@ def overdue_report(calls: Sequence[Call], lookout: Lookout) -> str:
     """Return the report as lines of text; it takes less than a second."""
     lines = ["what waits:", *_waiting(calls, lookout)]
     lines += ["who is how:", *(f"  {line}" for line in lookout.states())]
+    if (lanes := lookout.roll.runtime.lanes) is not None and lanes.hurt:
+        lines += [f"whose network is hurt: {', '.join(_owner(slot) for slot in lanes.hurt)}"]
     for engine, stack in read_stacks(lookout.roll, _WRITES):
         lines += [f"where the engine in slot {engine.slot} (pid {engine.pid}) is:"]
         lines += [f"  {line}" for line in _innermost(stack)]
     return "\n".join(lines)
+
+
+def _owner(slot: Where) -> str:
+    return f"the engine in slot {slot}" if isinstance(slot, int) else "clients by lane"
 
 
 def _innermost(stack: str) -> list[str]:

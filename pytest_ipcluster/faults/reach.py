@@ -16,16 +16,21 @@ __all__ = [
     "DIRECT",
     "HUB",
     "OUTPUT",
+    "TASKS",
     "Call",
     "Down",
     "Place",
     "Sight",
     "loss",
+    "names_at_engines",
 ]
 
 # The ways. ARRIVAL is that of a new engine, on which wait_for_engines() waits.
 DIRECT, BALANCED, BROADCAST, CONTROL = "direct", "load-balanced", "broadcast", "control"
 HUB, OUTPUT, ARRIVAL = "hub", "output", "arrival"
+
+#: What engines are asked to execute.
+TASKS = ("apply_request", "execute_request")
 
 #: Seconds for an answer that a process had sent before it died to arrive.
 _UNDER_WAY = 0.05
@@ -115,6 +120,19 @@ class Call:
     lane: str
     sent: float
     engines: tuple[str, ...] = ()
+
+
+def names_at_engines(call: Call) -> Iterator[str]:
+    """Yield the ids under which engines get the task of this call: none, where it is something else.
+
+    A broadcast whose answers come as one is split on its way, as those are from the start whose answers do not.
+    """
+    if call.what not in TASKS or call.lane == OUTPUT:
+        return
+    if call.lane == BROADCAST and not call.id.endswith(call.engines):
+        yield from (f"{call.id}_{ident}" for ident in call.engines)
+    else:
+        yield call.id
 
 
 def loss(call: Call, sight: Sight) -> Down | None:

@@ -15,6 +15,7 @@ from pytest_ipcluster.faults.deadman import GuardedClient, missing_names
 from pytest_ipcluster.faults.lookout import Lookout
 from pytest_ipcluster.faults.overdue import overdue_report
 from pytest_ipcluster.faults.reach import BALANCED, OUTPUT, Call, Down, Sight, loss
+from pytest_ipcluster.network.lanes import CLIENT
 
 if TYPE_CHECKING:
     from ipyparallel import Client
@@ -31,6 +32,9 @@ _ASK_AGAIN, _ANSWERS = 0.3, 0.2
 
 #: Seconds that the hub takes longer to go than its children, when all are killed at once: it is the bigger process.
 _BIGGER = 0.2
+
+#: Seconds for what a lane has held back to arrive after its healing, with ipyparallel's own news of the loss.
+_ARRIVES = 1.5
 
 #: Which error tells of the loss of whom; of everybody else :class:`SchedulerLost` does.
 _ERRORS: dict[str, type[ClusterLostError]] = {
@@ -56,7 +60,8 @@ class Deadman:
 
     Such a call raises :class:`EngineLost`, :class:`SchedulerLost` or :class:`ControllerLost`, each a
     :class:`ClusterLostError`, within 0.1 s of a death and 1 s of a stop. What ipyparallel tells by itself within
-    1.5 s it is left to. Only processes of this host are watched. Clients are let go when they are closed, and by
+    1.5 s it is left to. While a client's own lane is hurt, and 1.5 s longer, what it had sent before is waited for: the
+    answer may be on its way. Only processes of this host are watched. Clients are let go when they are closed, and by
     ``close()``. ``tell`` takes in words what cannot be watched, instead of a RuntimeWarning.
     """
 
@@ -194,11 +199,20 @@ class Deadman:
 
     def _judge(self, clients: list[GuardedClient], lookout: Lookout, sight: Sight) -> None:
         for guarded in clients:
+            held = self._is_held_back(guarded, sight)
             for call in guarded.waiting():
                 if call.sent > sight.now:  # who was down then may have gone on before this call
                     continue
-                if (down := loss(call, sight)) is not None:
+                down = loss(call, sight)
+                if down is not None and not (held and call.sent < down.since):
                     guarded.fail(call, _error(call, down, lookout, sight))
+
+    def _is_held_back(self, guarded: GuardedClient, sight: Sight) -> bool:
+        """Tell whether answers to this client may be on their way still, because its own network is hurt, or was."""
+        lanes = self._cluster.lanes
+        if lanes is not None and CLIENT in lanes.hurt and lanes.client_ports()["mux"] == guarded.port:
+            guarded.hurt_at = sight.now
+        return sight.patience and sight.now - guarded.hurt_at <= _ARRIVES
 
     def _with_given(self, sight: Sight, clients: list[GuardedClient], lookout: Lookout) -> Sight:
         """While an engine is stopped, have the hub tell which load-balanced tasks it has: the client is not told."""

@@ -323,11 +323,11 @@ FAULTS = list(dict.fromkeys(row.fault for row in ROWS))
 # -- a scenario ----------------------------------------------------------------------------------------
 
 
-def new_cluster(**config: Any) -> BackgroundCluster:
+def new_cluster(*, network: bool = False, **config: Any) -> BackgroundCluster:
     """Make a cluster of two engines on which the functions of this file can be imported; it is not started."""
     setup = EngineSetup(importable=(str(Path(__file__).parent),))
     traits = {"cluster_config": Config({"HeartMonitor": config})} if config else {}
-    return BackgroundCluster(n=2, private=True, silent=True, engine_setup=setup, **traits)
+    return BackgroundCluster(n=2, private=True, silent=True, engine_setup=setup, network=network, **traits)
 
 
 @contextmanager

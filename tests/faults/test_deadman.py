@@ -118,7 +118,8 @@ def test_who_goes_on_soon_answers(running, bench):
 def test_a_call_that_is_younger_than_the_look_is_left_to_the_next_one(running, bench):
     failed = []
     call = Call("a", "apply_request", DIRECT, 2.0, (running.engines[0].ident,))
-    guarded = SimpleNamespace(waiting=lambda: [call], fail=lambda *_: failed.append(call))
+    fake = {"waiting": lambda: [call], "fail": lambda *_: failed.append(call), "hurt_at": float("-inf")}
+    guarded = SimpleNamespace(**fake)
     [scheduler] = victims(running, "direct scheduler")
     down = Down("direct scheduler", scheduler.pid, 0.5)
     with Deadman(running, bench.client) as deadman:

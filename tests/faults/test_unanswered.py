@@ -17,8 +17,7 @@ from pytest_ipcluster import EngineLost
 from pytest_ipcluster.cluster import cleaning
 from pytest_ipcluster.cluster.cleaning import clean_engines
 from pytest_ipcluster.cluster.processes import is_paused, send_signal
-from pytest_ipcluster.faults import deadman as deadman_module
-from pytest_ipcluster.faults.reach import CONTROL, HUB, OUTPUT, Call
+from pytest_ipcluster.faults.reach import CONTROL, HUB, OUTPUT, Call, names_at_engines
 
 WAYS: dict[str, Callable[[Any], Any]] = {
     "direct": lambda client: client[:],
@@ -86,7 +85,7 @@ def test_tasks_are_known_by_the_ids_under_which_engines_get_them(bench, deadman,
     ids=lambda call: call.lane,
 )
 def test_what_is_no_task_is_not_among_them(call):
-    assert list(deadman_module._at_engines(call)) == []
+    assert list(names_at_engines(call)) == []
 
 
 def test_those_of_a_client_that_was_closed_are_told_once(running, deadman, tmp_path):
