@@ -4,6 +4,10 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from pytest_ipcluster import BackgroundCluster
 
 #: Any limit that the slowest machine keeps, in seconds.
 SOON = 30.0
@@ -22,3 +26,12 @@ def comes_about(reached: Callable[[], object], within: float) -> bool:
 def until(reached: Callable[[], object]) -> None:
     """Look until something is so; fail when it has not come about in time."""
     assert comes_about(reached, SOON), "it has not come about"
+
+
+def announced_by(cluster: BackgroundCluster) -> list[int]:
+    """Return the engines that the hub names to a client that has just come.
+
+    An older one may have missed a notice for good, if that was published before its subscription had arrived.
+    """
+    with cluster.client() as client:
+        return client.ids

@@ -13,7 +13,7 @@ from unittest import mock
 import psutil
 import pytest
 from ipyparallel import interactive
-from waiting import until
+from waiting import announced_by, until
 
 from pytest_ipcluster import BackgroundCluster
 from pytest_ipcluster.cluster.autopsy import exit_code
@@ -214,10 +214,10 @@ def test_an_interrupt_is_ignored(whole, client):
     assert "Ignoring SIGINT" in whole.engines[0].log()
 
 
-def test_the_nanny_tells_the_hub_when_its_engine_is_gone(whole, client):
+def test_the_nanny_tells_the_hub_when_its_engine_is_gone(whole):
     engine = whole.engines[1]
     os.kill(engine.pid, signal.SIGKILL)
-    until(lambda: client.ids == [0])
+    until(lambda: announced_by(whole) == [0])
     until(lambda: not engine.nanny.is_running())
 
 

@@ -9,7 +9,7 @@ import sys
 import psutil
 import pytest
 from clusters import kill
-from waiting import until
+from waiting import announced_by, until
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="only Linux has a forkserver")
 
@@ -34,10 +34,9 @@ def test_an_engine_that_gets_another_id_than_it_asked_for_has_a_nanny_that_knows
     process = slots._runtime.fork_module(
         "ipyparallel.engine", ["--IPEngine.id=1"], tmp_path / "log", slots._starts._environment()
     )
-    with cluster.client() as client:
-        until(lambda: client.ids == [0, 1, 2])
-        [nanny] = psutil.Process(process.pid).children()
-        os.kill(process.pid, signal.SIGKILL)
-        until(lambda: 2 not in client.ids)
-        until(lambda: not nanny.is_running())
-        assert client.ids == [0, 1]
+    until(lambda: announced_by(cluster) == [0, 1, 2])
+    [nanny] = psutil.Process(process.pid).children()
+    os.kill(process.pid, signal.SIGKILL)
+    until(lambda: 2 not in announced_by(cluster))
+    until(lambda: not nanny.is_running())
+    assert announced_by(cluster) == [0, 1]

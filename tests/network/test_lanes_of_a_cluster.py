@@ -13,7 +13,7 @@ from pathlib import Path
 import psutil
 import pytest
 from traitlets.config import Config
-from waiting import until
+from waiting import announced_by, until
 
 from pytest_ipcluster import BackgroundCluster, ClusterError, RepairError
 from pytest_ipcluster.cluster.processes import is_alive, marked
@@ -59,12 +59,6 @@ def be_patient(cluster: BackgroundCluster) -> None:
     lines = "from ipyparallel.engine.app import IPEngine", "IPEngine.start_heartbeat.__globals__['_PATIENCE'] = 600.0"
     with file.open("a") as config:
         config.write("\n".join(["", *lines, ""]))
-
-
-def announced_by(cluster: BackgroundCluster) -> list[int]:
-    """Return the engines that the hub names to a client that has just come: an older one may have missed a notice."""
-    with cluster.client() as client:
-        return client.ids
 
 
 ONE_EACH = dict.fromkeys(CHANNELS, 1)
