@@ -41,7 +41,8 @@ def told(plan):
 
 def judge(ipcluster, heart_failure, plan):
     told(plan)
-    assert len(heart_failure.failures) == len(plan.steps) == len(heart_failure.faults)
+    heart_failure.assert_fired(times=len(plan.steps))
+    assert len(heart_failure.faults) == len(plan.steps)
     for step, failure in zip(plan.steps, plan.failures, strict=True):
         assert failure.slot == step.slot
         assert (failure.cause == "missed heartbeats") is (step.kind == "pause")

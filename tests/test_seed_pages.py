@@ -10,6 +10,7 @@ import pytest
 import zmq
 from tornado.ioloop import IOLoop
 from traitlets.config import Config, LoggingConfigurable, SingletonConfigurable
+from waiting import MISSES
 from zmq.eventloop.zmqstream import ZMQStream
 
 from pytest_ipcluster import BackgroundCluster, Heart, HeartMonitor, MonitorThread
@@ -87,7 +88,7 @@ def cluster():
 @pytest.fixture(scope="module")
 def hearts():
     """A running monitor that hears one heart."""
-    thread = MonitorThread(period=50)
+    thread = MonitorThread(period=50, misses=MISSES)
     thread.start()
     heart = Heart(thread.ping_url, thread.pong_url, heart_id=b"heart")
     heart.start()

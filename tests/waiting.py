@@ -12,6 +12,10 @@ if TYPE_CHECKING:
 #: Any limit that the slowest machine keeps, in seconds.
 SOON = 30.0
 
+#: Beats that a heart misses before it is failed, where no innocent one may be: with the default of three and a short
+#: period a machine that has much else to do starves one for long enough.
+MISSES = 10
+
 
 def comes_about(reached: Callable[[], object], within: float) -> bool:
     """Look until something is so; tell whether that has come about within so many seconds."""

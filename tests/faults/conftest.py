@@ -11,6 +11,7 @@ from pathlib import Path
 import psutil
 import pytest
 from catalogue import Bench, connected, new_cluster
+from waiting import MISSES
 
 from pytest_ipcluster import BackgroundCluster, Deadman
 from pytest_ipcluster.cluster.autopsy import ended_with
@@ -63,7 +64,7 @@ def log() -> EventLog:
 
 @pytest.fixture
 def hearts(log) -> Iterator[MonitorThread]:
-    thread = MonitorThread(period=50, events=log)
+    thread = MonitorThread(period=50, misses=MISSES, events=log)
     thread.start()
     yield thread
     thread.stop()

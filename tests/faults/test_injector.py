@@ -7,6 +7,7 @@ import signal
 import threading
 
 import pytest
+from waiting import MISSES
 
 from pytest_ipcluster.cluster.processes import is_alive, is_paused, send_signal, wait_gone
 from pytest_ipcluster.errors import FaultError
@@ -29,7 +30,7 @@ def test_a_killed_engine_fires_the_handlers_once(injector):
 
 def test_the_verdict_comes_after_so_many_missed_beats(injector, hearts):
     failure = injector.kill(0).wait(SOON)
-    assert failure.misses == hearts.monitor.misses == 3
+    assert failure.misses == hearts.monitor.misses == MISSES
 
 
 def test_times_are_in_order(injector):
@@ -170,7 +171,7 @@ def test_the_history_tells_a_death_in_order(injector):
     # It may have missed a beat before, and may take a while to close its connections.
     assert [kind for kind in told if kind not in ("missed", "suspected")] == ["fault", "verdict", "failed"]
     assert told[-2:] == ["verdict", "failed"]
-    assert told.count("missed") >= 3
+    assert told.count("missed") >= MISSES
 
 
 @pytest.mark.parametrize("declared", [True, False])

@@ -12,6 +12,7 @@ from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
+from waiting import MISSES
 
 from pytest_ipcluster.hearts.heart import Heart
 from pytest_ipcluster.hearts.thread import MonitorThread
@@ -50,7 +51,7 @@ def start_monitor(ending: ExitStack) -> Callable[..., MonitorThread]:
     """Return a function that starts a MonitorThread with the given arguments."""
 
     def start(**kwargs: object) -> MonitorThread:
-        thread = MonitorThread(**{"period": 50.0, **kwargs})
+        thread = MonitorThread(**{"period": 50.0, "misses": MISSES, **kwargs})
         ending.callback(thread.stop)
         thread.start()
         return thread

@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from waiting import SOON, until
+from waiting import MISSES, SOON, until
 
 from pytest_ipcluster.cluster.processes import find, is_alive
 from pytest_ipcluster.hearts.heart import Heart
@@ -95,9 +95,10 @@ def begin(start_engine: Callable[..., subprocess.Popen[str]]) -> Callable[..., s
 
 
 def assert_missed_all_and_suspected_once(kinds: list[str]) -> None:
-    """A process may take longer than a beat until it has closed its connections."""
+    """A process may have starved for a beat before it dies, and take longer than one to close its connections."""
     assert kinds[-1] == "failed"
-    assert sorted(kinds[:-1]) == ["missed", "missed", "missed", "suspected"]
+    assert kinds.count("suspected") == 1
+    assert kinds.count("missed") == len(kinds) - 2 >= MISSES
 
 
 @pytest.mark.parametrize("signum", [signal.SIGKILL, signal.SIGSEGV, signal.SIGTERM], ids=lambda signum: signum.name)

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 import zmq
-from waiting import until
+from waiting import MISSES, until
 
 from pytest_ipcluster.hearts import thread as thread_module
 from pytest_ipcluster.hearts.heart import Heart
@@ -306,7 +306,7 @@ def test_handlers_run_on_the_monitors_thread(start_monitor: Start, start_heart: 
 
 def test_hundred_hearts_are_all_found_once(start_monitor: Start, start_heart: StartHeart) -> None:
     # More misses than usual: it is the finding that is tested, and a hundred threads start here at the same time.
-    thread = start_monitor(misses=50)
+    thread = start_monitor(misses=5 * MISSES)
     hearts = [b"heart-%d" % n for n in range(100)]
     for heart in hearts:
         start_heart(thread, heart)
@@ -337,7 +337,8 @@ def test_killed_process_is_failed_once_within_one_more_beat_than_misses(
     assert failed == [A]
     told = kinds(thread.events, A, mark)
     assert told[-1] == "failed"
-    assert sorted(told[:-1]) == ["missed", "missed", "missed", "suspected"]  # it may be long in closing its connection
+    assert told.count("suspected") == 1  # it may be long in closing its connection
+    assert told.count("missed") == len(told) - 2 >= MISSES  # it may have starved for a beat before
 
 
 def test_paused_process_is_failed_once_then_returned_once(start_monitor: Start, start_engine: StartEngine) -> None:
@@ -494,14 +495,20 @@ def test_muted_heart_is_failed_though_its_process_lives_and_returns(
     thread, told = start_monitor(gone=lambda heart: engines[heart].poll() is not None), []
     for kind in ("heart_failure", "heart_return"):
         getattr(thread.monitor, f"add_{kind}_handler")(lambda heart, kind=kind: told.append((kind, heart)))
+
+    def mute_if_it_has_answered() -> bool:
+        if answered := A in thread.monitor.responses:
+            thread.monitor.mute(A)
+        return answered
+
     for heart in (A, B):
         engines[heart] = start_engine(thread, heart)
         thread.wait_for_heart(heart)
-    wait_for_answer(thread, A)
     mark = len(thread.events)
-    thread.call(thread.monitor.mute, A)
+    until(lambda: thread.call(mute_if_it_has_answered))
     wait_for(thread.events, "failed", A, since=mark)
-    assert kinds(thread.events, A, mark) == ["muted", "missed", "missed", "missed", "failed"]
+    happened = kinds(thread.events, A, mark)
+    assert happened[happened.index("muted") :] == ["muted", *["missed"] * MISSES, "failed"]
     until(lambda: thread.monitor.ledger.tally[Pong.MUTED])
     assert engines[A].poll() is None
     mark = len(thread.events)
