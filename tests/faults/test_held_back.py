@@ -15,6 +15,8 @@ from pytest_ipcluster import BackgroundCluster, CallOverdueError, Deadman, Engin
 from pytest_ipcluster.cluster.processes import send_signal
 from pytest_ipcluster.faults import reach, vigil
 
+ANSWER = "done"
+
 
 @pytest.fixture(scope="module")
 def cluster() -> Iterator[BackgroundCluster]:
@@ -47,10 +49,13 @@ def deadman(cluster, client, other, monkeypatch) -> Iterator[Deadman]:
         yield deadman
 
 
-def answered_and_held_back(cluster, client, other) -> ipyparallel.AsyncResult:
-    """Return a task that the engine in slot 0 has done, and whose answer is on its way."""
+@pytest.fixture
+def held(cluster, client, other, tmp_path) -> ipyparallel.AsyncResult:
+    """A task that the engine in slot 0 has done, and whose answer is on its way."""
+    begun = tmp_path / "begun"
     cluster.lanes.freeze("client", direction="down")
-    task = client[0].apply_async(os.getpid)
+    task = client[0].apply_async(begun.write_text, ANSWER)
+    until(begun.exists)  # the other client's way is shorter
     other[0].apply_sync(os.getpid)  # the engine does one thing after the other
     return task
 
@@ -72,18 +77,15 @@ def judges_again(deadman: Deadman, monkeypatch: pytest.MonkeyPatch) -> None:
     until(lambda: len(looks) >= 2)
 
 
-def test_an_answer_survives_its_engine(cluster, client, other, deadman, monkeypatch):
-    pid = cluster.engines[0].pid
-    task = answered_and_held_back(cluster, client, other)
+def test_an_answer_survives_its_engine(cluster, other, deadman, held, monkeypatch):
     judged(cluster, other)
     judges_again(deadman, monkeypatch)
-    assert not task.ready()
+    assert not held.ready()
     cluster.lanes.heal("client", channels="mux")
-    assert task.get(SOON) == pid
+    assert held.get(SOON) == len(ANSWER)
 
 
-def test_what_was_sent_after_the_death_is_lost_at_once(cluster, client, other, deadman):
-    held = answered_and_held_back(cluster, client, other)
+def test_what_was_sent_after_the_death_is_lost_at_once(cluster, client, other, deadman, held):
     judged(cluster, other)
     with pytest.raises(EngineLost, match="slot 0"):
         client[0].apply_async(os.getpid).get(SOON)
@@ -105,10 +107,9 @@ def test_what_does_not_arrive_after_the_healing_is_lost(cluster, client, other, 
         task.get(SOON)
 
 
-def test_at_the_limit_the_report_names_the_networks_that_are_hurt(cluster, client, other, deadman):
-    task = answered_and_held_back(cluster, client, other)
+def test_at_the_limit_the_report_names_the_networks_that_are_hurt(cluster, deadman, held):
     cluster.lanes.delay(1, 0.001)
     deadman.expire_at(time.monotonic())
     with pytest.raises(CallOverdueError) as caught:
-        task.get(SOON)
+        held.get(SOON)
     assert "whose network is hurt: the engine in slot 1, clients by lane\n" in caught.value.report
