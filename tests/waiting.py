@@ -12,6 +12,9 @@ if TYPE_CHECKING:
 #: Any limit that the slowest machine keeps, in seconds.
 SOON = 30.0
 
+#: Any limit that the slowest machine keeps for a whole run of pytest, which may take half a minute on an idle one.
+WHOLE_RUN = 300.0
+
 #: Beats that a heart misses before it is failed, where no innocent one may be: with the default of three and a short
 #: period a machine that has much else to do starves one for long enough.
 MISSES = 10

@@ -13,6 +13,7 @@ from importlib.metadata import entry_points
 import psutil
 import pytest
 from pages import ROOT
+from waiting import WHOLE_RUN
 
 from pytest_ipcluster.cluster.processes import MARK, environment
 
@@ -30,7 +31,7 @@ class Reader:
 
     def pytest(self, *args: str) -> pytest.RunResult:
         loading = () if _is_installed() else ("-p", "pytest_ipcluster.plugin")
-        return self.pytester.runpytest_subprocess(*loading, "-p", "no:cacheprovider", *args, timeout=120)
+        return self.pytester.runpytest_subprocess(*loading, "-p", "no:cacheprovider", *args, timeout=WHOLE_RUN)
 
     def scripts(self, *names: str) -> dict[str, tuple[int, str]]:
         """Run scripts beside each other; return their exit codes and output."""
@@ -44,7 +45,7 @@ class Reader:
             )
             for name in names
         }
-        output = {name: process.communicate(timeout=120)[0] for name, process in started.items()}
+        output = {name: process.communicate(timeout=WHOLE_RUN)[0] for name, process in started.items()}
         return {name: (process.returncode, output[name]) for name, process in started.items()}
 
     def left_behind(self) -> list[psutil.Process]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 
 import pytest
-from waiting import SOON
+from waiting import SOON, WHOLE_RUN
 
 
 @pytest.fixture
@@ -17,7 +17,7 @@ def run(pytester: pytest.Pytester):
 
     def run(source: str, *arguments: str, **files: str) -> pytest.RunResult:
         pytester.makepyfile(test_it=source, **files)
-        return pytester.runpytest_subprocess("-p", "no:cacheprovider", *arguments, timeout=120)
+        return pytester.runpytest_subprocess("-p", "no:cacheprovider", *arguments, timeout=WHOLE_RUN)
 
     return run
 

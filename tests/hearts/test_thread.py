@@ -311,7 +311,7 @@ def test_hundred_hearts_are_all_found_once(start_monitor: Start, start_heart: St
     for heart in hearts:
         start_heart(thread, heart)
     for heart in hearts:
-        thread.wait_for_heart(heart, timeout=30)
+        wait_for(thread.events, "new heart", heart)  # it is watched some moments before that is told
     assert sorted(event.heart for event in thread.events.since() if event.kind == "new heart") == sorted(hearts)
 
 

@@ -10,6 +10,7 @@ from types import SimpleNamespace
 
 import pytest
 from timers import Timers
+from waiting import WHOLE_RUN
 
 from pytest_ipcluster import keeper
 from pytest_ipcluster.faults import injector
@@ -116,6 +117,6 @@ def outside(pytester: pytest.Pytester, surroundings: pytest.MonkeyPatch):  # noq
     def run(source: str, *args: str, stdin: str = "", **files: str) -> pytest.RunResult:
         pytester.makepyfile(test_it=source, **files)
         command = pytester._getpytestargs()
-        return pytester.run(*command, "-p", "no:cacheprovider", *args, stdin=stdin.encode(), timeout=120)
+        return pytester.run(*command, "-p", "no:cacheprovider", *args, stdin=stdin.encode(), timeout=WHOLE_RUN)
 
     return run
