@@ -136,6 +136,8 @@ def _written(process: psutil.Process, logs: Path, output: Path) -> int | None:
 def _listen(wakeup: Wakeup, runtime: Runtime) -> None:
     """Wake when one of those who can tell says something."""
     wakeup.watch_file(runtime.folder.output)
+    if (log := runtime.folder.logs / FORKSERVER_LOG).exists():
+        wakeup.watch_file(log)
     guard = runtime.folder.guard
     if guard is not None and guard.alive:
         wakeup.watch_fd(guard.fileno())

@@ -22,6 +22,7 @@ from pytest_ipcluster.cluster.autopsy import (
     sort_out,
     zombie_told,
 )
+from pytest_ipcluster.cluster.forked import FORKSERVER_LOG
 from pytest_ipcluster.cluster.processes import is_alive
 from pytest_ipcluster.cluster.rollcall import Member
 
@@ -118,15 +119,26 @@ def test_of_our_own_child_it_is_known_after_it_was_reaped(runtime):
     assert exit_code(process, runtime, 0) == 3
 
 
-def test_a_launcher_is_waited_for(runtime):
+@pytest.mark.parametrize(
+    ("file", "line"),
+    [
+        ("output", "stopped: {{'exit_code': 7, 'pid': {pid}, 'identifier': '0'}}"),
+        (FORKSERVER_LOG, '{{"ended": {pid}, "code": 7}}\n'),
+    ],
+    ids=["ipcluster", "forkserver"],
+)
+def test_who_has_started_it_is_waited_for_and_heard_at_once(runtime, tmp_path, file, line):
     child = ended("")
     process = psutil.Process(child.pid)
     child.wait()
-    line = f"stopped: {{'exit_code': 7, 'pid': {child.pid}, 'identifier': '0'}}"
-    writer = threading.Timer(0.2, lambda: runtime.folder.output.write_text(line))
-    writer.start()
-    assert exit_code(process, runtime, SOON) == 7
-    writer.join()
+    (tmp_path / file).touch()
+    told = []
+    asking = threading.Thread(target=lambda: told.append(exit_code(process, runtime, 10 * SOON)), daemon=True)
+    asking.start()
+    asking.join(0.2)  # most likely it has looked, and waits
+    (tmp_path / file).write_text(line.format(pid=child.pid))
+    asking.join(SOON)
+    assert told == [7]
 
 
 def test_when_nobody_tells_it_is_not_known(runtime):
