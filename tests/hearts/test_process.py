@@ -118,6 +118,7 @@ def test_hearts_are_allowed_and_muted_there_as_here(start: Start, start_engine: 
     mark = len(monitor.events)
     monitor.call(monitor.monitor.mute, B)
     wait_for(monitor, "failed", B, since=mark)
+    assert monitor.monitor.failure_of(B).misses == MISSES
     while not monitor.monitor.ledger.tally[Pong.MUTED]:
         beats_from_now(monitor, 1)
     monitor.call(monitor.monitor.unmute, B)
