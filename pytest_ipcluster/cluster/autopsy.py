@@ -32,11 +32,17 @@ __all__ = ["ended_with", "exit_code", "in_words", "launcher_told", "post_mortem"
 #: Seconds within which parents have said how their children ended: the launchers of ipcluster look every 0.04 s.
 _TOLD_WITHIN = 1.0
 
+#: Seconds more for a forkserver that runs: it tells of each of its children, but a full machine may hold it up.
+_HELD_UP = 10.0
+
 #: Seconds between two looks at what is written without a notice.
 _AGAIN = 0.002
 
 #: How many of the last lines of a log are shown: a process that was killed has said nothing about it.
 _LOG_LINES = 10
+
+#: What a forkserver forks.
+_FORKED = ("engine", "controller")
 
 #: What takes the whole cluster along when it ends, the first cause first.
 _VITAL = ("warden", "controller", "ipcluster")
@@ -83,8 +89,15 @@ def sort_out(dead: Sequence[Member], output: str) -> tuple[list[Member], list[Me
 def _describe(member: Member, runtime: Runtime, deadline: float | None = None) -> Death:
     """Say how this dead member ended; with a deadline, wait until then for whoever can tell, and show its log."""
     code = exit_code(member.process, runtime, 0.0 if deadline is None else deadline - time.monotonic())
+    if code is None and deadline is not None and _will_be_told(member, runtime):
+        code = exit_code(member.process, runtime, _HELD_UP)
     log = "" if deadline is None else _last_words(member, runtime)
     return Death(member.role, member.slot, member.process.pid, in_words(code), log)
+
+
+def _will_be_told(member: Member, runtime: Runtime) -> bool:
+    """Tell whether somebody is there who is sure to say how this member ended, sooner or later."""
+    return member.role in _FORKED and runtime.forkserver is not None and runtime.forkserver.poll() is None
 
 
 def _last_words(member: Member, runtime: Runtime) -> str:

@@ -148,6 +148,49 @@ def test_when_nobody_tells_it_is_not_known(runtime):
     assert exit_code(process, runtime, 0.05) is None
 
 
+@pytest.fixture
+def autopsy(runtime, monkeypatch):
+    """Return a function that has a thread ask how a child ended: its pid, the thread, and what that was told.
+
+    Little patience with everybody, and very much with a forkserver.
+    """
+    monkeypatch.setattr("pytest_ipcluster.cluster.autopsy._TOLD_WITHIN", 0.05)
+    monkeypatch.setattr("pytest_ipcluster.cluster.autopsy._HELD_UP", 10 * SOON)
+    roll = SimpleNamespace(runtime=runtime, members=(), strike=lambda _: None)
+    runtime.broken = ""
+
+    def begin(role, forkserver):
+        runtime.forkserver = forkserver
+        child = ended("")
+        member = Member(role, psutil.Process(child.pid), slot=0)
+        child.wait()
+        told = []
+        asking = threading.Thread(target=lambda: told.append(post_mortem(roll, [member])[0][0].how), daemon=True)
+        asking.start()
+        return child.pid, asking, told
+
+    return begin
+
+
+RUNS, HAS_ENDED = SimpleNamespace(poll=lambda: None), SimpleNamespace(poll=lambda: 0)
+
+
+def test_a_forkserver_that_is_held_up_is_waited_for(autopsy, tmp_path):
+    (tmp_path / FORKSERVER_LOG).touch()
+    pid, asking, told = autopsy("engine", RUNS)
+    asking.join(0.5)  # many times what others are given
+    (tmp_path / FORKSERVER_LOG).write_text(f'{{"ended": {pid}, "code": -9}}\n')
+    asking.join(SOON)
+    assert told == ["killed by SIGKILL"]
+
+
+@pytest.mark.parametrize(("role", "forkserver"), [("engine", None), ("engine", HAS_ENDED), ("nanny", RUNS)])
+def test_nobody_is_waited_for_who_does_not_tell(autopsy, role, forkserver):
+    _, asking, told = autopsy(role, forkserver)
+    asking.join(SOON)
+    assert told == ["nobody could tell how"]
+
+
 # -- what took what along ------------------------------------------------------------------------
 
 
