@@ -13,11 +13,11 @@ from collections.abc import Callable, Iterator
 
 import pytest
 from traitlets.config import Config
-from waiting import announced_by, comes_about, until
+from waiting import MISSES, announced_by, comes_about, until
 
 from pytest_ipcluster import BackgroundCluster
 
-PERIOD, MISSES = 0.2, 10
+PERIOD = 0.2
 FAULTS = ("freeze", "delay", "reset", "half_open", "cut")
 BIG = 400_000
 
