@@ -1,4 +1,4 @@
-"""What all benchmarks share: contestants take turns, medians are compared, nothing that was started is left."""
+"""What all benchmarks share: their arguments, contestants that take turns, medians that are compared."""
 
 from __future__ import annotations
 
@@ -7,29 +7,15 @@ import importlib.metadata
 import json
 import os
 import platform
-import re
-import secrets
-import signal
 import statistics
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from types import FrameType
-from typing import Any, NoReturn, TypeVar
-
-import psutil
-
-from pytest_ipcluster.cluster.processes import is_alive, send_signal, wait_gone
+from typing import Any, TypeVar
 
 _Result = TypeVar("_Result")
-
-#: The variable that marks what a benchmark has started, in the environment of children only.
-RUN = "BENCHMARK_RUN"
-
-#: Seconds for what was killed to be gone.
-_SOON = 10.0
 
 _LIBRARIES = ("pytest-ipcluster", "ipyparallel", "pyzmq", "tornado", "pytest")
 
@@ -227,71 +213,3 @@ def goal(row: Row) -> str:
 def say(text: str) -> None:
     """Tell how far it is; stdout is for figures."""
     print(text, file=sys.stderr, flush=True)
-
-
-# -- processes -----------------------------------------------------------------------------------------
-
-
-class Leash:
-    """Knows what was started since it was put on, by the mark in the environment of children."""
-
-    def __init__(self, mark: str) -> None:
-        self._mark = mark
-
-    def left(self) -> set[psutil.Process]:
-        """Return the living processes that were started here, directly or not."""
-        return {process for process in psutil.process_iter() if self._holds(process) and is_alive(process)}
-
-    def _holds(self, process: psutil.Process) -> bool:
-        try:
-            return process.pid != os.getpid() and process.environ().get(RUN) == self._mark
-        except (psutil.Error, OSError):
-            return False
-
-    def wait(self, timeout: float, but: Callable[[psutil.Process], bool] = lambda _: False) -> list[str]:
-        """Wait until all of them, ``but`` some, have ended; kill those that outlive ``timeout`` and tell which."""
-        outlived = wait_gone({p for p in self.left() if not but(p)}, timeout)
-        told = sorted(command(process) for process in outlived)
-        for process in outlived:
-            send_signal(process, signal.SIGKILL)
-        wait_gone(outlived, _SOON)
-        return told
-
-    def end(self) -> None:
-        """Kill whatever is left."""
-        for _ in range(3):  # one can be born between the look and the signal
-            left = self.left()
-            for process in left:
-                send_signal(process, signal.SIGKILL)
-            wait_gone(left, _SOON)
-
-
-@contextmanager
-def leash() -> Iterator[Leash]:
-    """Mark whatever is started in the block, and end it with the block, also on Ctrl-C and SIGTERM.
-
-    Meanwhile children may write byte code, whatever the environment says: what is not installed but run from its
-    sources, as ours may be, would be compiled again by each of them.
-    """
-    outer = {name: os.environ.pop(name, None) for name in (RUN, "PYTHONDONTWRITEBYTECODE")}
-    os.environ[RUN] = secrets.token_hex(8)
-    before = signal.signal(signal.SIGTERM, _leave)
-    made = Leash(os.environ[RUN])
-    try:
-        yield made
-    finally:
-        made.end()
-        signal.signal(signal.SIGTERM, before)
-        del os.environ[RUN]
-        os.environ.update({name: value for name, value in outer.items() if value is not None})
-
-
-def _leave(signum: int, _frame: FrameType | None) -> NoReturn:
-    sys.exit(128 + signum)
-
-
-def command(process: psutil.Process) -> str:
-    """Return what this process was started with, without the paths of this machine; empty when it has ended."""
-    with suppress(psutil.Error):
-        return re.sub(r"/\S*/", "", " ".join(process.cmdline()))[:100]
-    return ""

@@ -29,7 +29,8 @@ from pathlib import Path
 from typing import Any
 
 import psutil
-from common import Row, leash, median, parser, percentile, positive, report, say, settings
+from common import Row, median, parser, percentile, positive, report, say, settings
+from leashes import leash
 from nursery import Nursery
 
 from pytest_ipcluster.cluster.processes import is_alive, send_signal

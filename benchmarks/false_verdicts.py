@@ -26,8 +26,9 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
-from common import Row, leash, parser, positive, report, say, settings
+from common import Row, parser, positive, report, say, settings
 from hearts_load import Load, allow_descriptors
+from leashes import leash
 
 from pytest_ipcluster.hearts.thread import MonitorThread
 

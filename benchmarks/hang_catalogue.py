@@ -15,7 +15,8 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
-from common import Row, leash, parser, report, say, settings
+from common import Row, parser, report, say, settings
+from leashes import leash
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests" / "faults"))
 

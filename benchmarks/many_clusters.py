@@ -28,6 +28,8 @@ from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+from leashes import leash
+
 #: Megabytes that one worker with its cluster of one engine takes at most: 160 to 200 were measured.
 _NEEDS = 300
 
@@ -66,22 +68,29 @@ class Try:
 def main() -> int:
     """Run the tries, print a table line after each of them, and write the JSON file."""
     options = _options()
+    _write(f"{'try':>4} {'clusters':>9} {'retries':>8} {'failures':>9} {'lost ports':>11} {'seconds':>8}")
+    with leash() as held:
+        tries = _all_tries(options, held.folder("many-clusters-"))
+    summary = _summary(tries, options.tries)
+    _write(json.dumps(summary, indent=2))
+    if options.json:
+        options.json.write_text(json.dumps({"summary": summary, "tries": [asdict(one) for one in tries]}, indent=2))
+    return int(summary["clean_tries"] < options.tries)
+
+
+def _all_tries(options: argparse.Namespace, folder: Path) -> list[Try]:
+    """Do one try after the other, as long as there is time, and print a line after each of them."""
     tries: list[Try] = []
     deadline = time.monotonic() + options.minutes * 60
-    _write(f"{'try':>4} {'clusters':>9} {'retries':>8} {'failures':>9} {'lost ports':>11} {'seconds':>8}")
     while len(tries) < options.tries and time.monotonic() < deadline:
-        done = _one_try(len(tries) + 1, options.workers, deadline)
+        done = _one_try(folder, len(tries) + 1, options.workers, deadline)
         tries.append(done)
         clusters = f"{done.clusters}/{done.wanted}"
         _write(
             f"{done.number:>4} {clusters:>9} {done.retries:>8} {done.failures:>9} {done.lost_ports:>11}"
             f" {done.seconds:>8.1f}"
         )
-    summary = _summary(tries, options.tries)
-    _write(json.dumps(summary, indent=2))
-    if options.json:
-        options.json.write_text(json.dumps({"summary": summary, "tries": [asdict(one) for one in tries]}, indent=2))
-    return int(summary["clean_tries"] < options.tries)
+    return tries
 
 
 def _options() -> argparse.Namespace:
@@ -93,10 +102,10 @@ def _options() -> argparse.Namespace:
     return parser.parse_args()
 
 
-def _one_try(number: int, workers: int, deadline: float) -> Try:
+def _one_try(where: Path, number: int, workers: int, deadline: float) -> Try:
     """Start this many clusters, as many of them at once as the memory allows."""
     begun = time.monotonic()
-    with tempfile.TemporaryDirectory(prefix="many-clusters-") as folder:
+    with tempfile.TemporaryDirectory(dir=where) as folder:
         codes, outputs = [], []
         for group in _groups(workers):
             code, output = _run_pytest(Path(folder), group, deadline)

@@ -35,8 +35,9 @@ from pathlib import Path
 from typing import Any
 
 import zmq
-from common import Row, interleave, leash, median, parser, positive, report, say, settings
+from common import Row, interleave, median, parser, positive, report, say, settings
 from hearts_load import Load
+from leashes import leash
 
 PATIENCE = 60.0
 PEER, FLOOR = "ipyparallel", "bare"

@@ -16,12 +16,12 @@ import json
 import os
 import subprocess
 import sys
-import tempfile
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-from common import Row, interleave, leash, median, parser, report, settings
+from common import Row, interleave, median, parser, report, settings
+from leashes import leash
 
 PATIENCE = 60.0
 
@@ -67,12 +67,13 @@ Run = dict[str, Any]
 def main() -> None:
     options = parser(__doc__, rounds=20).parse_args()
     names = {name: entry_points(name) for name in (OURS, *PEERS)}
-    with leash(), tempfile.TemporaryDirectory(prefix="p-") as folder:
-        (Path(folder) / "test_it.py").write_text("def test_it():\n    pass\n")
-        plain = set(run(Path(folder), []))
+    with leash() as held:
+        folder = held.folder("p-")
+        (folder / "test_it.py").write_text("def test_it():\n    pass\n")
+        plain = set(run(folder, []))
         for values in names.values():  # whoever comes first would write the byte code of all
-            measure(Path(folder), values, plain)
-        turns = {name: partial(measure, Path(folder), values, plain) for name, values in names.items()}
+            measure(folder, values, plain)
+        turns = {name: partial(measure, folder, values, plain) for name, values in names.items()}
         runs = interleave(turns, options.rounds, lambda one: f"{one['import']:.2f} ms, {one['modules']} modules")
     rows = compare(runs)
     report(__file__, rows, file=options.json, settings=settings(options), runs=runs, libraries=PEERS)

@@ -28,7 +28,8 @@ from pathlib import Path
 from typing import Any
 
 import psutil
-from common import Row, interleave, leash, median, named, parser, positive, report, settings
+from common import Row, interleave, median, named, parser, positive, report, settings
+from leashes import leash
 
 from pytest_ipcluster import BackgroundCluster
 from pytest_ipcluster.cluster.processes import wait_gone

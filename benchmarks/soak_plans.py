@@ -15,12 +15,12 @@ import argparse
 import re
 import subprocess
 import sys
-import tempfile
 import time
 from itertools import count
 from pathlib import Path
 
-from common import Row, leash, parser, positive, report, say, settings
+from common import Row, parser, positive, report, say, settings
+from leashes import leash
 
 #: Seconds after which a run hangs.
 PATIENCE = 180.0
@@ -86,8 +86,9 @@ def main() -> None:
     different: list[int] = []
     done = 0
     end = time.monotonic() + 60 * options.minutes
-    with leash(), tempfile.TemporaryDirectory(prefix="soak-") as folder:
-        (Path(folder) / "test_soak.py").write_text(MODULE)
+    with leash() as held:
+        folder = held.folder("soak-")
+        (folder / "test_soak.py").write_text(MODULE)
         for seed in count(options.first):
             if time.monotonic() > end or (options.seeds and done >= options.seeds):
                 break
@@ -121,7 +122,7 @@ def arguments() -> argparse.ArgumentParser:
     return made
 
 
-def run(folder: str, seed: int, n: int) -> tuple[int | None, str]:
+def run(folder: Path, seed: int, n: int) -> tuple[int | None, str]:
     """Run the tests with this seed; return the exit code, None when they hang, and the output."""
     command = [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", "-rA", "test_soak.py"]
     command += [f"--ipcluster-n={n}", f"--ipcluster-seed={seed}", "--ipcluster-leaks=fail"]

@@ -12,21 +12,15 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import secrets
-import shutil
 import subprocess
 import sys
-import tempfile
 import time
 from collections import Counter
 from pathlib import Path
 from typing import Any
 
-import psutil
+from leashes import Leash, leash
 
-from pytest_ipcluster.cluster.processes import is_alive, send_signal, wait_gone
-
-RUN = "SOAK_RUN"
 SECONDS_LATER = 6.0
 
 MODULE = '''
@@ -122,11 +116,10 @@ def main() -> None:
 
 def soak(cycles: int, engines: int, read_at: list[int]) -> dict[str, Any]:
     """Run the session in a folder of its own, and return what it came to."""
-    folder = Path(tempfile.mkdtemp(prefix="s-"))  # short: sockets live below it
-    mark = secrets.token_hex(8)
-    try:
+    with leash() as held:
+        folder = held.folder("s-")  # short: sockets live below it
         begun = time.monotonic()
-        code, output = run(folder, mark, cycles, engines, read_at)
+        code, output = run(folder, cycles, engines, read_at)
         seconds = time.monotonic() - begun
         return {
             "cycles": cycles,
@@ -135,21 +128,17 @@ def soak(cycles: int, engines: int, read_at: list[int]) -> dict[str, Any]:
             "seconds": round(seconds, 1),
             "seconds_per_cycle": round(seconds / cycles, 2),
             **verdicts(folder / "account.json", cycles),
-            "leaks": leaks(folder / "temp", mark),
+            "leaks": leaks(folder / "temp", held),
             **({"output": output[-4000:]} if code else {}),
         }
-    finally:
-        end(mark)
-        shutil.rmtree(folder)
 
 
-def run(folder: Path, mark: str, cycles: int, engines: int, read_at: list[int]) -> tuple[int, str]:
+def run(folder: Path, cycles: int, engines: int, read_at: list[int]) -> tuple[int, str]:
     """Run pytest on the module; return its exit code and output."""
     (folder / "test_soak.py").write_text(MODULE)
     (folder / "temp").mkdir()
     environment = {
         **os.environ,
-        RUN: mark,
         "TMPDIR": str(folder / "temp"),
         "SOAK_CYCLES": str(cycles),
         "SOAK_READ_AT": json.dumps(read_at),
@@ -185,32 +174,12 @@ def verdicts(account: Path, cycles: int) -> dict[str, Any]:
     }
 
 
-def leaks(temp: Path, mark: str) -> dict[str, list[str]]:
+def leaks(temp: Path, held: Leash) -> dict[str, list[str]]:
     """Return what is left of the run six seconds after its end, or as soon as it is nothing."""
     deadline = time.monotonic() + SECONDS_LATER
-    while (of_run(mark) or any(temp.iterdir())) and time.monotonic() < deadline:
+    while (held.left() or any(temp.iterdir())) and time.monotonic() < deadline:
         time.sleep(0.05)  # other people's processes and folders announce their end by no common event
-    return {"processes": [str(p) for p in of_run(mark)], "folders": sorted(path.name for path in temp.iterdir())}
-
-
-def of_run(mark: str) -> list[psutil.Process]:
-    """Return the living processes that carry this run's mark in their environment."""
-    return [process for process in psutil.process_iter() if _carries(process, mark) and is_alive(process)]
-
-
-def _carries(process: psutil.Process, mark: str) -> bool:
-    try:
-        return bool(process.environ().get(RUN) == mark)
-    except (psutil.Error, OSError):
-        return False
-
-
-def end(mark: str) -> None:
-    """Kill whatever is left of the run."""
-    left = of_run(mark)
-    for process in left:
-        send_signal(process, 9)
-    wait_gone(left, SECONDS_LATER)
+    return {"processes": sorted(map(str, held.left())), "folders": sorted(path.name for path in temp.iterdir())}
 
 
 if __name__ == "__main__":

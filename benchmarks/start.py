@@ -31,7 +31,8 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from common import Leash, Row, interleave, leash, median, named, parser, positive, report, say, settings
+from common import Row, interleave, median, named, parser, positive, report, say, settings
+from leashes import Leash, leash
 
 PATIENCE = 120.0
 
@@ -54,13 +55,14 @@ Run = dict[str, Any]
 def main() -> None:
     options = arguments().parse_args()
     options.ours = cases = dict(options.ours or [("ours", {})])
-    with leash() as held, tempfile.TemporaryDirectory(prefix="start-") as folder:
+    with leash() as held:
+        folder = held.folder("start-")
         contestants: dict[str, Callable[[], Run]] = {
-            name: partial(start, held, Path(folder), "ours", options.n, traits) for name, traits in cases.items()
+            name: partial(start, held, folder, "ours", options.n, traits) for name, traits in cases.items()
         }
         for name in options.peers:
             run = start_xdist if name == "xdist" else partial(start, name=name, traits={})
-            contestants[name] = partial(run, held, Path(folder), n=options.n)
+            contestants[name] = partial(run, held, folder, n=options.n)
         runs = interleave(contestants, options.rounds, lambda run: f"{run['seconds']:.2f} s")
     rows = compare(runs, list(cases), options.peers, options.n)
     libraries = ("distributed", "pytest-xdist")

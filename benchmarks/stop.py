@@ -23,7 +23,8 @@ from typing import Any
 
 import ipyparallel
 import psutil
-from common import Row, command, interleave, leash, median, parser, report, settings
+from common import Row, interleave, median, parser, report, settings
+from leashes import command, leash
 
 from pytest_ipcluster import BackgroundCluster
 from pytest_ipcluster.cluster.processes import descendants, is_alive, is_paused, send_signal, wait_gone
@@ -46,8 +47,8 @@ CONTROLLER = "c = get_config()\nc.HeartMonitor.period = 100\nc.HeartMonitor.max_
 
 def main() -> None:
     options = parser(__doc__).parse_args()
-    with leash(), tempfile.TemporaryDirectory() as folder:
-        os.environ["IPYTHONDIR"] = folder  # neither kind touches the user's own
+    with leash() as held:
+        os.environ["IPYTHONDIR"] = str(held.folder("stop-"))  # neither kind touches the user's own
         stops = interleave({OURS: ours, PEER: theirs}, options.rounds, lambda stop: f"{stop['seconds']:.2f} s")
     report(__file__, compare(stops), file=options.json, settings=settings(options), runs=stops)
 
@@ -83,7 +84,7 @@ def ours() -> Stop:
 
 def theirs() -> Stop:
     """Measure a stop of ipyparallel's."""
-    with tempfile.TemporaryDirectory() as folder, watched() as processes:
+    with tempfile.TemporaryDirectory(dir=os.environ["IPYTHONDIR"]) as folder, watched() as processes:
         profile = Path(folder) / "profile_default"
         profile.mkdir()
         (profile / "ipcontroller_config.py").write_text(CONTROLLER)
@@ -117,7 +118,7 @@ def measured(stop: Callable[[], object], processes: set[psutil.Process]) -> Stop
 def load(client: ipyparallel.Client) -> None:
     """Have all engines but the last one spin for ever, pause the last one, and make sure of both."""
     paused = psutil.Process(client[N - 1].apply_async(os.getpid).get(PATIENCE))
-    with tempfile.TemporaryDirectory() as folder, Wakeup() as wakeup:
+    with tempfile.TemporaryDirectory(dir=os.environ["IPYTHONDIR"]) as folder, Wakeup() as wakeup:
         wakeup.watch_folder(Path(folder))
         for engine in range(N - 1):
             client[engine].apply_async(spin, folder, engine)

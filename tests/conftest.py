@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import importlib
 import os
 import secrets
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from types import ModuleType
 
 import psutil
 import pytest
@@ -64,3 +67,10 @@ def held_ports() -> Iterator[list[int]]:
 def given_ports(held_ports) -> list[str]:
     """Arguments of ipcluster for a cluster in a named profile, for which the product holds no ports."""
     return ["--", f"--ports={','.join(map(str, held_ports))}"]
+
+
+@pytest.fixture
+def load_benchmark(monkeypatch: pytest.MonkeyPatch) -> Callable[[str], ModuleType]:
+    """Return a function that imports a module of the benchmarks."""
+    monkeypatch.syspath_prepend(Path(__file__).parents[1] / "benchmarks")
+    return importlib.import_module

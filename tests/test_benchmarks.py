@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import importlib
 import json
 import os
 import platform
@@ -22,22 +21,13 @@ BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
 PAGE = BENCHMARKS.parent / "docs" / "reference" / "benchmarks.md"
 
 #: Modules that are no benchmark themselves.
-PARTS = {"common", "nursery", "monitor_hosts", "plain_ledger", "starters"}
+PARTS = {"common", "leashes", "nursery", "monitor_hosts", "plain_ledger", "starters"}
 SCRIPTS = sorted(path.stem for path in BENCHMARKS.glob("*.py") if path.stem not in PARTS)
 
-SLEEPER = [sys.executable, "-c", "import sys; print('up', flush=True); sys.stdin.read()"]
-
 
 @pytest.fixture
-def load(monkeypatch):
-    """Return a function that imports a module of the benchmarks."""
-    monkeypatch.syspath_prepend(BENCHMARKS)
-    return importlib.import_module
-
-
-@pytest.fixture
-def common(load):
-    return load("common")
+def common(load_benchmark):
+    return load_benchmark("common")
 
 
 class TestArguments:
@@ -133,40 +123,6 @@ class TestFigures:
         assert "start" in capsys.readouterr().out
 
 
-class TestLeash:
-    def test_ends_what_was_started_in_the_block(self, common):
-        with common.leash() as held:
-            child = subprocess.Popen(SLEEPER, stdin=subprocess.PIPE, stdout=subprocess.PIPE, start_new_session=True)
-            child.stdout.readline()
-            assert held.left() == {psutil.Process(child.pid)}
-        with child:
-            assert child.wait(10) < 0
-
-    def test_leaves_alone_what_was_started_before(self, common):
-        with subprocess.Popen(SLEEPER, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as child:
-            child.stdout.readline()
-            with common.leash() as held:
-                assert held.left() == set()
-            assert child.poll() is None
-
-    def test_tells_what_outlives_a_wait_without_paths(self, common):
-        with common.leash() as held:
-            child = subprocess.Popen(SLEEPER, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
-            child.stdout.readline()
-            (told,) = held.wait(0)
-        with child:
-            assert child.wait(10) < 0
-        assert told.startswith(f"{Path(sys.executable).name} -c import sys")
-
-    def test_takes_its_mark_back(self, common, monkeypatch):
-        monkeypatch.setenv("PYTHONDONTWRITEBYTECODE", "1")
-        with common.leash():
-            assert common.RUN in os.environ
-            assert "PYTHONDONTWRITEBYTECODE" not in os.environ
-        assert common.RUN not in os.environ
-        assert os.environ["PYTHONDONTWRITEBYTECODE"] == "1"
-
-
 class TestHearts:
     @pytest.fixture
     def monitor(self):
@@ -176,8 +132,8 @@ class TestHearts:
         thread.stop()
 
     @pytest.mark.parametrize("spread", [0.0, 0.02])
-    def test_generated_hearts_are_heard_over_tcp(self, load, monitor, spread):
-        with load("hearts_load").Load(
+    def test_generated_hearts_are_heard_over_tcp(self, load_benchmark, monitor, spread):
+        with load_benchmark("hearts_load").Load(
             monitor.ping_url, monitor.pong_url, hearts=7, processes=2, spread=spread, seconds=60
         ) as made:
             for number in range(7):
@@ -186,21 +142,21 @@ class TestHearts:
             # One that sends anything but what it has heard would be counted here.
             assert (monitor.monitor.bad_messages, monitor.monitor.ledger.tally["stale"]) == (0, 0)
 
-    def test_generated_hearts_end_with_the_block(self, load, monitor):
+    def test_generated_hearts_end_with_the_block(self, load_benchmark, monitor):
         others = psutil.Process().children()
-        with load("hearts_load").Load(monitor.ping_url, monitor.pong_url, hearts=2, processes=2, seconds=60):
+        with load_benchmark("hearts_load").Load(monitor.ping_url, monitor.pong_url, hearts=2, processes=2, seconds=60):
             made = set(psutil.Process().children()) - set(others)
             assert len(made) == 2
         assert wait_gone(made, 10) == set()
 
     @pytest.mark.parametrize(("total", "parts"), [(10, 4), (3, 4), (9000, 4), (1, 1)])
-    def test_shares_are_almost_equal_and_add_up(self, load, total, parts):
-        found = load("hearts_load").shares(total, parts)
+    def test_shares_are_almost_equal_and_add_up(self, load_benchmark, total, parts):
+        found = load_benchmark("hearts_load").shares(total, parts)
         assert (sum(found), len(found)) == (total, parts)
         assert max(found) - min(found) <= 1
 
-    def test_nursery_makes_hearts_that_end_with_it(self, load, monitor):
-        with load("nursery").Nursery(monitor.ping_url, monitor.pong_url) as nursery:
+    def test_nursery_makes_hearts_that_end_with_it(self, load_benchmark, monitor):
+        with load_benchmark("nursery").Nursery(monitor.ping_url, monitor.pong_url) as nursery:
             made = [psutil.Process(pid) for pid in nursery.bear([b"one", b"two"])]
             monitor.wait_for_heart(b"one")
             monitor.wait_for_heart(b"two")
@@ -208,26 +164,26 @@ class TestHearts:
 
 
 class TestMonitorCost:
-    def test_gaps_tell_late_and_skipped_beats(self, load):
-        found = load("monitor_cost").judge_beats([0.1, 0.14, 0.16, 0.1, 0.31], 0.1)
+    def test_gaps_tell_late_and_skipped_beats(self, load_benchmark):
+        found = load_benchmark("monitor_cost").judge_beats([0.1, 0.14, 0.16, 0.1, 0.31], 0.1)
         assert (found["beats"], found["late"], found["skipped"]) == (5, 2, 3)
         assert found["longest_gap"] == 0.31
 
-    def test_cost_is_what_was_spent_between_two_accounts(self, load):
+    def test_cost_is_what_was_spent_between_two_accounts(self, load_benchmark):
         before, after = {"python": 1.0, "process": 2.0}, {"python": 1.5, "process": 4.0, "failed": 3}
-        found = load("monitor_cost").cost(before, after, 1_000_000, 10.0)
+        found = load_benchmark("monitor_cost").cost(before, after, 1_000_000, 10.0)
         assert (found["python_us"], found["total_us"], found["share_of_a_core"]) == (0.5, 2.0, 0.2)
         assert found["false_verdicts"] == 3
 
-    def test_nothing_answered_is_no_measurement(self, load):
+    def test_nothing_answered_is_no_measurement(self, load_benchmark):
         with pytest.raises(SystemExit, match="no ping was answered"):
-            load("monitor_cost").cost({}, {}, 0, 1.0)
+            load_benchmark("monitor_cost").cost({}, {}, 0, 1.0)
 
 
 class TestTable:
     @pytest.fixture
-    def table(self, load):
-        return load("table")
+    def table(self, load_benchmark):
+        return load_benchmark("table")
 
     @pytest.fixture
     def folder(self, common, tmp_path):
